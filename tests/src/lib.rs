@@ -1,0 +1,1 @@
+//! Private PostgreSQL clusters for the demo, the tests and the benchmarks.
