@@ -17,11 +17,28 @@
 //! Those up to `search` are plain Rust and build without PostgreSQL
 //! (`--no-default-features`).
 
+pub mod arena;
+pub mod cluster;
 pub mod metric;
+pub mod quant;
+pub mod search;
 pub mod simd;
 
+#[cfg(feature = "pg15")]
+mod am;
+#[cfg(feature = "pg15")]
+mod janitor;
+#[cfg(feature = "pg15")]
+pub mod page;
 #[cfg(feature = "pg15")]
 mod vector;
 
 #[cfg(feature = "pg15")]
 ::pgrx::pg_module_magic!();
+
+/// Called once when the library is loaded, by the server or by a backend.
+#[cfg(feature = "pg15")]
+#[::pgrx::pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    am::define_settings();
+}

@@ -1,0 +1,79 @@
+//! INSERT and UPDATE: one append to the log.
+
+use super::build::heap_tid;
+use super::{key, options};
+use crate::janitor::{self, JobLock};
+use crate::page::{append, Hint, Index, OrRaise, View};
+use crate::vector::{Detoasted, VectorError};
+use pgrx::{pg_guard, pg_sys};
+
+/// What a backend remembers of an index between inserts, in `rd_amcache`.
+#[derive(Clone, Copy)]
+struct Memory {
+    dims: usize,
+    metric: crate::metric::Metric,
+    hint: Option<Hint>,
+}
+
+/// Appends a row to the log, and flushes the log if that filled it.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn aminsert(
+    index: pg_sys::Relation,
+    values: *mut pg_sys::Datum,
+    isnull: *mut bool,
+    tid: pg_sys::ItemPointer,
+    _heap: pg_sys::Relation,
+    _unique: pg_sys::IndexUniqueCheck::Type,
+    _unchanged: bool,
+    _info: *mut pg_sys::IndexInfo,
+) -> bool {
+    // SAFETY: PostgreSQL holds the relation open, and passes arrays of one entry whose value, if
+    // it is not null, is a vector that lives for the call.
+    let (index, vector, tid) = unsafe {
+        if *isnull {
+            return false;
+        }
+        (Index::new(index), Detoasted::from_datum(*values), heap_tid(*tid))
+    };
+    let memory = recall(index);
+    if vector.len() != memory.dims {
+        VectorError::UnexpectedDimensions { expected: memory.dims, found: vector.len() }.report();
+    }
+    if !key::is_indexed(memory.metric, &vector) {
+        return false;
+    }
+    let appended = append(index, memory.hint, tid, &vector).or_raise(index);
+    remember(index, Memory { hint: Some(appended.hint), ..memory });
+    if appended.grown_to.is_some_and(|pages| pages > options::log_limit_pages()) {
+        if let Some(job) = JobLock::try_acquire(index) {
+            janitor::flush(index, &job).or_raise(index);
+        }
+    }
+    false
+}
+
+/// What is remembered of the index, or read from its metapage.
+fn recall(index: Index) -> Memory {
+    // SAFETY: rd_amcache of a drift index is null or what `remember` put there.
+    let memory = unsafe { (*index.relation()).rd_amcache.cast::<Memory>().as_ref().copied() };
+    memory.unwrap_or_else(|| {
+        let view = View::take(index).or_raise(index);
+        Memory { dims: view.dims(), metric: view.metric, hint: None }
+    })
+}
+
+/// Keeps `memory` until PostgreSQL forgets the relation.
+fn remember(index: Index, memory: Memory) {
+    // SAFETY: the relation is open; what is allocated in its index context is freed with it, and
+    // rd_amcache is reset whenever the relation is invalidated.
+    unsafe {
+        let relation = index.relation();
+        if (*relation).rd_amcache.is_null() {
+            (*relation).rd_amcache = pg_sys::MemoryContextAlloc(
+                (*relation).rd_indexcxt,
+                std::mem::size_of::<Memory>(),
+            );
+        }
+        (*relation).rd_amcache.cast::<Memory>().write(memory);
+    }
+}

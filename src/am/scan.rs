@@ -1,0 +1,237 @@
+//! Ordered scans.
+//!
+//! A scan takes the metapage's view, ranks the log's rows exactly, and then delivers rows as
+//! [`crate::search`] finds them. If a page it needs has been given to something else, its view is
+//! outdated: it starts over on the newest one and skips what it has delivered.
+
+use super::options;
+use super::snapshot::{Snapshot, SnapshotRows};
+use crate::page::{read_log, Fault, Index, OrRaise, Read, Tid, View};
+use crate::search::{Effort, Params, Search, Source};
+use crate::vector::{Detoasted, VectorError};
+use pgrx::{pg_guard, pg_sys, PgMemoryContexts, PgSqlErrorCode};
+use std::collections::HashSet;
+
+/// A scan's state, behind `opaque`.
+struct Scan {
+    index: Index,
+    delivery: Delivery,
+}
+
+enum Delivery {
+    /// `amrescan` has set no query yet, or the scan has ended.
+    Idle,
+    /// A query was set.
+    Query(Vec<f32>),
+    /// A NULL query: all rows, in no order.
+    All(std::vec::IntoIter<Tid>),
+    /// Rows by distance.
+    Ordered(Box<Ordered>),
+}
+
+/// An ordered scan under way.
+struct Ordered {
+    query: Vec<f32>,
+    search: Search,
+    rows: SnapshotRows,
+    /// TIDs of the log's rows, as they were given to the search.
+    log_tids: Vec<Tid>,
+    delivered: HashSet<Tid>,
+}
+
+/// How often a scan starts over before it gives up.
+const MOST_RESTARTS: usize = 1000;
+
+/// Starts a scan.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn ambeginscan(
+    relation: pg_sys::Relation,
+    keys: std::ffi::c_int,
+    orderbys: std::ffi::c_int,
+) -> pg_sys::IndexScanDesc {
+    // SAFETY: PostgreSQL holds the relation open as long as the scan. The state is dropped with
+    // the memory context the scan lives in, whether it ends or fails.
+    unsafe {
+        let scan = pg_sys::RelationGetIndexScan(relation, keys, orderbys);
+        let state = Scan { index: Index::new(relation), delivery: Delivery::Idle };
+        (*scan).opaque =
+            PgMemoryContexts::CurrentMemoryContext.leak_and_drop_on_delete(state).cast();
+        scan
+    }
+}
+
+/// Sets the query, of a new scan or of the next round of a nested loop.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn amrescan(
+    scan: pg_sys::IndexScanDesc,
+    _keys: pg_sys::ScanKey,
+    _nkeys: std::ffi::c_int,
+    orderbys: pg_sys::ScanKey,
+    norderbys: std::ffi::c_int,
+) {
+    // SAFETY: `opaque` is ambeginscan's state. PostgreSQL passes as many order-by keys as it
+    // announced and made room for; the argument of one is a vector, or null.
+    unsafe {
+        let state = &mut *(*scan).opaque.cast::<Scan>();
+        if !orderbys.is_null() && (*scan).numberOfOrderBys > 0 {
+            std::ptr::copy(orderbys, (*scan).orderByData, norderbys as usize);
+        }
+        let key = match (*scan).numberOfOrderBys {
+            0 => None,
+            _ => (*scan).orderByData.as_ref(),
+        };
+        let key = key.filter(|key| key.sk_flags & pg_sys::SK_ISNULL as i32 == 0);
+        state.delivery = match key {
+            Some(key) => Delivery::Query(Detoasted::from_datum(key.sk_argument).to_vec()),
+            None => Delivery::All(all_tids(state.index).or_raise(state.index).into_iter()),
+        };
+    }
+}
+
+/// Delivers the next row.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn amgettuple(
+    scan: pg_sys::IndexScanDesc,
+    _direction: pg_sys::ScanDirection::Type,
+) -> bool {
+    // SAFETY: `opaque` is ambeginscan's state, and no other reference to it or to the descriptor
+    // is alive during the call.
+    let (scan, state) = unsafe { (&mut *scan, &mut *(*scan).opaque.cast::<Scan>()) };
+    if let Delivery::Query(query) = &mut state.delivery {
+        require_mvcc(scan);
+        let query = std::mem::take(query);
+        let ordered = Ordered::start(state.index, query, HashSet::new()).or_raise(state.index);
+        state.delivery = Delivery::Ordered(Box::new(ordered));
+    }
+    let tid = match &mut state.delivery {
+        Delivery::Ordered(ordered) => ordered.next(state.index).or_raise(state.index),
+        Delivery::All(tids) => tids.next(),
+        Delivery::Idle | Delivery::Query(_) => None,
+    };
+    let Some(tid) = tid else { return false };
+    scan.xs_heaptid = pg_sys::ItemPointerData {
+        ip_blkid: pg_sys::BlockIdData {
+            bi_hi: (tid.block() >> 16) as u16,
+            bi_lo: tid.block() as u16,
+        },
+        ip_posid: tid.offset(),
+    };
+    scan.xs_recheck = false;
+    scan.xs_recheckorderby = false;
+    true
+}
+
+/// Ends a scan.
+#[pg_guard]
+pub unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
+    // SAFETY: `opaque` is ambeginscan's state; it is dropped later, with its memory context.
+    unsafe { (*(*scan).opaque.cast::<Scan>()).delivery = Delivery::Idle };
+}
+
+/// A TID is delivered without a pin on its page, so it may have been given to another row; only
+/// under an MVCC snapshot is that row sure to be invisible.
+fn require_mvcc(scan: &pg_sys::IndexScanDescData) {
+    // SAFETY: the executor sets a snapshot before it asks for rows.
+    let kind = unsafe { scan.xs_snapshot.as_ref() }.map(|snapshot| snapshot.snapshot_type);
+    let mvcc = [
+        pg_sys::SnapshotType::SNAPSHOT_MVCC,
+        pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC,
+    ];
+    if !kind.is_some_and(|kind| mvcc.contains(&kind)) {
+        pgrx::ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+            "non-MVCC snapshots are not supported with drift"
+        );
+    }
+}
+
+/// Reads until no page has been recycled under it.
+pub fn on_newest<T>(mut attempt: impl FnMut() -> Read<T>) -> Read<T> {
+    let mut result = attempt();
+    for _ in 0..MOST_RESTARTS {
+        if !matches!(result, Err(Fault::Recycled)) {
+            break;
+        }
+        pgrx::check_for_interrupts!();
+        result = attempt();
+    }
+    result
+}
+
+/// Every row of the index.
+fn all_tids(index: Index) -> Read<Vec<Tid>> {
+    on_newest(|| {
+        let view = View::take(index)?;
+        let mut tids = Snapshot::of(index, &view)?.tids(index)?;
+        read_log(index, &view, |_, tid, _| {
+            if tid.is_valid() {
+                tids.push(tid);
+            }
+        })?;
+        Ok(tids)
+    })
+}
+
+impl Ordered {
+    /// Takes a view and ranks the log's rows.
+    fn start(index: Index, query: Vec<f32>, delivered: HashSet<Tid>) -> Read<Ordered> {
+        let (search, rows, log_tids) = on_newest(|| {
+            let view = View::take(index)?;
+            if view.dims() != query.len() {
+                VectorError::DifferentDimensions(view.dims(), query.len()).report();
+            }
+            let snapshot = Snapshot::of(index, &view)?;
+            let buckets = snapshot.router().map_or(0, |router| router.len());
+            let recall = options::target_recall(options::index_recall(index));
+            let params = Params {
+                effort: Effort::new(recall, snapshot.live_rows(), buckets),
+                order: options::order(),
+                max_rows: options::max_scan_tuples(),
+            };
+            let mut search = Search::new(view.metric, &query, snapshot.router(), params);
+            let mut log_tids = Vec::new();
+            read_log(index, &view, |_, tid, vector| {
+                if tid.is_valid() {
+                    search.add(log_tids.len() as u32, vector);
+                    log_tids.push(tid);
+                }
+            })?;
+            Ok((search, SnapshotRows::new(index, view.dims(), snapshot)?, log_tids))
+        })?;
+        Ok(Ordered { query, search, rows, log_tids, delivered })
+    }
+
+    /// The next row that has not been delivered.
+    fn next(&mut self, index: Index) -> Read<Option<Tid>> {
+        for _ in 0..MOST_RESTARTS {
+            match self.try_next() {
+                Err(Fault::Recycled) => {
+                    pgrx::check_for_interrupts!();
+                    let query = std::mem::take(&mut self.query);
+                    let delivered = std::mem::take(&mut self.delivered);
+                    *self = Ordered::start(index, query, delivered)?;
+                }
+                result => return result,
+            }
+        }
+        Err(Fault::Recycled)
+    }
+
+    fn try_next(&mut self) -> Read<Option<Tid>> {
+        loop {
+            let snapshot = self.rows.snapshot().clone();
+            let Some(hit) = self.search.next(snapshot.router(), &mut self.rows)? else {
+                return Ok(None);
+            };
+            let tid = match hit.source {
+                Source::Memory(place) => self.log_tids[place as usize],
+                Source::Segment { segment, row } => self.rows.tid(segment, row)?,
+            };
+            if tid.is_valid() && self.delivered.insert(tid) {
+                return Ok(Some(tid));
+            }
+            pgrx::check_for_interrupts!();
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Threads for a job's arithmetic.
+//!
+//! PostgreSQL's functions may be called from the backend's own thread only, so threads get plain
+//! memory and return plain memory, and no signal is ever delivered to them. Meanwhile the backend
+//! watches for a cancel.
+
+use pgrx::{pg_sys, PgSqlErrorCode};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{channel, RecvTimeoutError};
+use std::time::Duration;
+
+/// A pool of threads that lives as long as its job.
+pub struct Crew {
+    pool: rayon::ThreadPool,
+}
+
+/// How soon a cancel is noticed.
+const WATCH: Duration = Duration::from_millis(20);
+
+impl Crew {
+    /// As many threads as the machine has cores, but no more than parallel maintenance may use.
+    pub fn new() -> Crew {
+        // SAFETY: reads a setting on the backend's own thread.
+        let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
+        let allowed = usize::try_from(workers).unwrap_or(0) + 1;
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        let _blocked = BlockedSignals::new();
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(allowed.min(cores))
+            .thread_name(|nth| format!("drift {nth}"))
+            .build();
+        match pool {
+            Ok(pool) => Crew { pool },
+            Err(error) => {
+                pgrx::ereport!(
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                    format!("could not start threads: {error}")
+                );
+            }
+        }
+    }
+
+    /// Runs `work` on the pool and returns what it returns; ends the statement if it is cancelled
+    /// meanwhile, once `work` has obeyed the flag it is given.
+    pub fn run<T: Send>(&self, work: impl FnOnce(&AtomicBool) -> T + Send) -> T {
+        let stop = AtomicBool::new(false);
+        let (done, watched) = channel();
+        let result = self.pool.in_place_scope(|scope| {
+            let stop = &stop;
+            scope.spawn(move |_| {
+                // The backend waits for this scope, so the receiver is there.
+                let _ = done.send(work(stop));
+            });
+            loop {
+                match watched.recv_timeout(WATCH) {
+                    Ok(result) => break Some(result),
+                    Err(RecvTimeoutError::Timeout) if cancelled() => {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    Err(RecvTimeoutError::Timeout) => {}
+                    // The thread panicked; leaving the scope passes its panic on.
+                    Err(RecvTimeoutError::Disconnected) => break None,
+                }
+            }
+        });
+        pgrx::check_for_interrupts!();
+        match result {
+            Some(result) if !stop.load(Ordering::Relaxed) => result,
+            _ => {
+                pgrx::ereport!(
+                    ERROR,
+                    PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+                    "canceling statement due to user request"
+                );
+            }
+        }
+    }
+}
+
+/// Whether the statement has to end.
+fn cancelled() -> bool {
+    // SAFETY: flags that this process's signal handlers set; read on the backend's own thread.
+    unsafe {
+        std::ptr::read_volatile(&raw const pg_sys::QueryCancelPending) != 0
+            || std::ptr::read_volatile(&raw const pg_sys::ProcDiePending) != 0
+    }
+}
+
+/// Blocks every signal until dropped, for threads inherit the mask of their creator.
+struct BlockedSignals(libc::sigset_t);
+
+impl BlockedSignals {
+    fn new() -> BlockedSignals {
+        // SAFETY: both sets are initialised by the calls that are given them.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            let mut before = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut before);
+            BlockedSignals(before)
+        }
+    }
+}
+
+impl Drop for BlockedSignals {
+    fn drop(&mut self) {
+        // SAFETY: the mask is the one that was in force before.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, std::ptr::null_mut()) };
+    }
+}

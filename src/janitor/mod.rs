@@ -1,0 +1,26 @@
+//! Jobs that rewrite segments: build, flush, merge, retrain, and vacuum's bulk delete.
+//!
+//! One job at a time holds the index's [`JobLock`]; each ends in one flip of the metapage. What
+//! it computes runs on a [`Crew`] of threads that know nothing of PostgreSQL.
+
+mod crew;
+mod flush;
+mod lock;
+mod progress;
+mod rebuild;
+mod router;
+mod rows;
+mod segment_builder;
+mod sweep;
+mod temp_file;
+mod vacuum;
+
+pub use crew::Crew;
+pub use flush::{build, flush, job_memory, Flushed};
+pub use lock::JobLock;
+pub use progress::{phase_name, Phase, Progress};
+pub use rebuild::rebuild_arena;
+pub use router::load as load_router;
+pub use rows::RowStore;
+pub use sweep::{arena_place, sweep};
+pub use vacuum::{bulk_delete, Deleted};

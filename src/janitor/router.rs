@@ -1,0 +1,76 @@
+//! The router as a column of pages, and its training.
+
+use super::crew::Crew;
+use super::rows::RowStore;
+use crate::cluster::{kmeans, Router, Stopped};
+use crate::metric::Metric;
+use crate::page::{Column, Fault, Index, Read, RouterRef};
+use crate::quant;
+use std::mem::size_of;
+
+/// Rows a bucket is meant to have.
+const ROWS_PER_BUCKET: u64 = 100;
+/// With fewer rows than this, one bucket holds them all.
+const FEWEST_ROWS: u64 = 2_000;
+/// Rows trained on, for each bucket.
+const SAMPLES_PER_BUCKET: usize = 64;
+/// Rows trained on for each bucket at least, or there will be fewer buckets.
+const FEWEST_SAMPLES_PER_BUCKET: usize = 8;
+const ITERATIONS: usize = 10;
+
+/// Trains centroids for the rows of `store`.
+pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> Vec<f32> {
+    let rows = store.len() as u64;
+    let wanted = if rows < FEWEST_ROWS { 1 } else { (rows / ROWS_PER_BUCKET) as usize };
+    let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
+    let clusters = wanted.min(sample.len() / dims / FEWEST_SAMPLES_PER_BUCKET).max(1);
+    let params = kmeans::Params {
+        clusters,
+        iterations: ITERATIONS,
+        seed: rows,
+        spherical: metric == Metric::Cosine,
+    };
+    let centroids = crew.run(move |stop| {
+        if metric == Metric::Cosine {
+            normalize_rows(dims, &mut sample);
+        }
+        kmeans::train(&sample, dims, &params, stop)
+    });
+    // A stopped job has already ended the statement.
+    centroids.unwrap_or_else(|Stopped| vec![0.0; dims])
+}
+
+/// Brings each row to length one.
+pub fn normalize_rows(dims: usize, rows: &mut [f32]) {
+    let mut unit = vec![0.0; dims];
+    for row in rows.chunks_exact_mut(dims) {
+        quant::normalize(row, &mut unit);
+        row.copy_from_slice(&unit);
+    }
+}
+
+/// The bytes of a router's column: centroids, then radii.
+pub fn encode(router: &Router) -> Vec<u8> {
+    let mut bytes = bytemuck::cast_slice(router.centroids()).to_vec();
+    bytes.extend_from_slice(bytemuck::cast_slice(router.radii()));
+    bytes
+}
+
+/// Length of the column of a router of so many buckets.
+pub fn encoded_len(dims: usize, buckets: usize) -> u64 {
+    (buckets * (dims + 1) * size_of::<f32>()) as u64
+}
+
+/// Reads the router all segments are sorted by.
+pub fn load(index: Index, metric: Metric, dims: usize, stored: &RouterRef) -> Read<Router> {
+    let column: &Column = &stored.column;
+    let block = column.extents.first().map_or(0, |extent| extent.start);
+    let buckets = stored.buckets as usize;
+    if column.bytes != encoded_len(dims, buckets) {
+        return Err(Fault::damaged(block, "router length"));
+    }
+    let bytes = column.read_all(index)?;
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+    let (centroids, radii) = values.split_at(buckets * dims);
+    Ok(Router::new(metric, dims, centroids.to_vec(), radii.to_vec()))
+}

@@ -1,0 +1,146 @@
+//! Rows on their way into a segment: in memory while they fit, in a temporary file beyond.
+
+use super::temp_file::TempFile;
+use crate::page::Tid;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+use std::mem::size_of;
+
+/// Rows with their TIDs, kept in the order they came.
+pub struct RowStore {
+    dims: usize,
+    /// Bytes of vectors to hold in memory.
+    budget: usize,
+    tids: Vec<Tid>,
+    /// Not more than `budget`; the latest rows once there is a file.
+    vectors: Vec<f32>,
+    file: Option<TempFile>,
+    sample: Reservoir,
+}
+
+/// A fair sample of rows that passed by.
+struct Reservoir {
+    vectors: Vec<f32>,
+    capacity: usize,
+    seen: u64,
+    rng: SmallRng,
+}
+
+impl RowStore {
+    /// An empty store that keeps to `budget` bytes, TIDs aside.
+    pub fn new(dims: usize, budget: usize) -> RowStore {
+        let row = dims * size_of::<f32>();
+        RowStore {
+            dims,
+            budget: (budget / 2).max(row),
+            tids: Vec::new(),
+            vectors: Vec::new(),
+            file: None,
+            sample: Reservoir {
+                vectors: Vec::new(),
+                capacity: (budget / 4 / row).max(1),
+                seen: 0,
+                rng: SmallRng::seed_from_u64(0),
+            },
+        }
+    }
+
+    /// Appends a row.
+    pub fn push(&mut self, tid: Tid, vector: &[f32]) {
+        if size_of_val(self.vectors.as_slice()) + size_of_val(vector) > self.budget {
+            self.spill();
+        }
+        self.tids.push(tid);
+        self.vectors.extend_from_slice(vector);
+        self.sample.offer(vector);
+    }
+
+    fn spill(&mut self) {
+        let file = self.file.get_or_insert_with(TempFile::new);
+        file.write(bytemuck::cast_slice(&self.vectors));
+        self.vectors.clear();
+    }
+
+    /// Rows pushed.
+    pub fn len(&self) -> usize {
+        self.tids.len()
+    }
+
+    /// TIDs in the order of the rows.
+    pub fn tids(&self) -> &[Tid] {
+        &self.tids
+    }
+
+    /// Whether all rows are in memory; then their vectors.
+    pub fn in_memory(&self) -> Option<&[f32]> {
+        self.file.is_none().then_some(&self.vectors)
+    }
+
+    /// Bytes of vectors that may be held at a time.
+    pub fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// At most `rows` rows, each as likely as any other.
+    pub fn sample(&mut self, rows: usize) -> Vec<f32> {
+        match self.file {
+            Some(_) => {
+                let rows = rows * self.dims;
+                let mut sample = std::mem::take(&mut self.sample.vectors);
+                sample.truncate(rows);
+                sample
+            }
+            None => {
+                let mut rng = SmallRng::seed_from_u64(1);
+                let amount = rows.min(self.len());
+                let mut picks = rand::seq::index::sample(&mut rng, self.len(), amount).into_vec();
+                picks.sort_unstable();
+                let row = |nth: usize| &self.vectors[nth * self.dims..(nth + 1) * self.dims];
+                picks.into_iter().flat_map(row).copied().collect()
+            }
+        }
+    }
+
+    /// Calls `block` with successive runs of vectors, in order, and the number of the first.
+    pub fn for_each_block(&mut self, mut block: impl FnMut(usize, &[f32])) {
+        let block_rows = (BLOCK_BYTES / (self.dims * size_of::<f32>())).max(1);
+        let mut first = 0;
+        if let Some(file) = &mut self.file {
+            // The latest rows join the others, so that there is one order to read.
+            file.write(bytemuck::cast_slice(&self.vectors));
+            self.vectors = Vec::new();
+            file.rewind();
+            while first < self.tids.len() {
+                let rows = block_rows.min(self.tids.len() - first);
+                let mut vectors = vec![0f32; rows * self.dims];
+                file.read(bytemuck::cast_slice_mut(&mut vectors));
+                block(first, &vectors);
+                first += rows;
+            }
+        } else {
+            for vectors in self.vectors.chunks(block_rows * self.dims) {
+                block(first, vectors);
+                first += vectors.len() / self.dims;
+            }
+        }
+    }
+}
+
+/// Vectors handled at a time.
+const BLOCK_BYTES: usize = 8 << 20;
+
+impl Reservoir {
+    /// Algorithm R (Vitter, "Random sampling with a reservoir", 1985).
+    fn offer(&mut self, vector: &[f32]) {
+        self.seen += 1;
+        if self.seen <= self.capacity as u64 {
+            self.vectors.extend_from_slice(vector);
+            return;
+        }
+        let place = self.rng.random_range(0..self.seen);
+        if let Some(start) = usize::try_from(place).ok().filter(|place| *place < self.capacity) {
+            let start = start * vector.len();
+            self.vectors[start..start + vector.len()].copy_from_slice(vector);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! Where arenas are, and the removal of those nobody needs.
+
+use crate::arena::{self, ArenaName, Listed};
+use crate::page::{Identity, Index, Manifest};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// Directory and name of a segment's arena: next to the relation's own file.
+pub fn arena_place(index: Index, segment: Identity) -> (PathBuf, ArenaName) {
+    let path = index.path();
+    let directory = path.parent().unwrap_or(Path::new(".")).to_path_buf();
+    let relation = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    (directory, ArenaName { relation, segment: segment.as_u128() })
+}
+
+/// Removes, next to the relation's file, arenas of segments that `manifest` no longer has, arenas
+/// of relations that are gone, and what interrupted writers left.
+///
+/// Unlinking is always safe: whoever has an arena mapped keeps it. The caller holds the job lock,
+/// so none of this index's arenas is in the making.
+pub fn sweep(index: Index, manifest: &Manifest) {
+    let (directory, own) = arena_place(index, Identity::NONE);
+    let live: HashSet<u128> =
+        manifest.segments.iter().map(|segment| segment.id.as_u128()).collect();
+    let Ok(listed) = arena::list(&directory) else { return };
+    for entry in listed {
+        match entry {
+            Listed::Arena(name) => {
+                let needed = if name.relation == own.relation {
+                    live.contains(&name.segment)
+                } else {
+                    !is_gone(&directory.join(&name.relation))
+                };
+                if !needed {
+                    // What cannot be removed now will be met again by the next sweep.
+                    let _ = arena::remove(&directory, &name);
+                }
+            }
+            Listed::Temporary { pid, path } => {
+                if !is_running(pid) {
+                    let _ = std::fs::remove_file(path);
+                }
+            }
+        }
+    }
+}
+
+/// Whether a relation has been dropped: its file is gone, or empty until the next checkpoint.
+fn is_gone(main_fork: &Path) -> bool {
+    std::fs::metadata(main_fork).map_or(true, |file| file.len() == 0)
+}
+
+fn is_running(pid: u32) -> bool {
+    // SAFETY: signal 0 only asks whether the process is there.
+    i32::try_from(pid).is_ok_and(|pid| unsafe { libc::kill(pid, 0) } == 0)
+}

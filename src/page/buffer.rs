@@ -1,0 +1,133 @@
+//! Pinned and locked buffers.
+
+use super::fault::{Fault, Read};
+use super::layout::{Kind, Tail, HEAD, PAGE, PAYLOAD, TAIL_MAGIC};
+use super::{Identity, Index};
+use pgrx::pg_sys;
+use std::mem::size_of;
+
+/// A buffer with its content lock held.
+///
+/// While an error unwinds, PostgreSQL has already reset its hold-off counters and releases locks
+/// and pins at abort, so dropping does nothing then.
+pub struct Locked {
+    buffer: pg_sys::Buffer,
+    block: u32,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            // SAFETY: constructors pin and lock the buffer, nothing else gives either up.
+            unsafe { pg_sys::UnlockReleaseBuffer(self.buffer) }
+        }
+    }
+}
+
+impl Locked {
+    /// Reads `block` and locks it for reading.
+    pub fn share(index: Index, block: u32) -> Locked {
+        Locked::existing(index, block, pg_sys::BUFFER_LOCK_SHARE)
+    }
+
+    /// Reads `block` and locks it for writing.
+    pub fn exclusive(index: Index, block: u32) -> Locked {
+        Locked::existing(index, block, pg_sys::BUFFER_LOCK_EXCLUSIVE)
+    }
+
+    fn existing(index: Index, block: u32, mode: u32) -> Locked {
+        // SAFETY: the relation is open; a block past its end raises an error by itself.
+        unsafe {
+            let buffer = pg_sys::ReadBuffer(index.relation(), block);
+            pg_sys::LockBuffer(buffer, mode as i32);
+            Locked { buffer, block }
+        }
+    }
+
+    /// Locks a free page for writing, without reading what it held.
+    pub fn overwrite(index: Index, block: u32) -> Locked {
+        // SAFETY: the relation is open and the block exists.
+        let buffer = unsafe {
+            pg_sys::ReadBufferExtended(
+                index.relation(),
+                pg_sys::ForkNumber::MAIN_FORKNUM,
+                block,
+                pg_sys::ReadBufferMode::RBM_ZERO_AND_LOCK,
+                std::ptr::null_mut(),
+            )
+        };
+        Locked { buffer, block }
+    }
+
+    /// Adds a page to the relation's `fork` and locks it for writing.
+    pub fn extend(index: Index, fork: pg_sys::ForkNumber::Type) -> Locked {
+        // SAFETY: the relation is open; the extension lock is what P_NEW asks for.
+        unsafe {
+            let lock = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+            pg_sys::LockRelationForExtension(index.relation(), lock);
+            let buffer = pg_sys::ReadBufferExtended(
+                index.relation(),
+                fork,
+                pg_sys::InvalidBlockNumber,
+                pg_sys::ReadBufferMode::RBM_ZERO_AND_LOCK,
+                std::ptr::null_mut(),
+            );
+            pg_sys::UnlockRelationForExtension(index.relation(), lock);
+            Locked { buffer, block: pg_sys::BufferGetBlockNumber(buffer) }
+        }
+    }
+
+    /// The buffer, for PostgreSQL's functions.
+    pub fn buffer(&self) -> pg_sys::Buffer {
+        self.buffer
+    }
+
+    /// The page's block number.
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+
+    /// The page's bytes.
+    pub fn bytes(&self) -> &[u8; PAGE] {
+        // SAFETY: a pinned buffer's block is PAGE bytes; the content lock keeps writers out.
+        unsafe { &*pg_sys::BufferGetBlock(self.buffer).cast::<[u8; PAGE]>() }
+    }
+
+    /// What stands between the page header and the tail.
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes()[HEAD..HEAD + PAYLOAD]
+    }
+
+    /// The special area, whatever it holds.
+    pub fn tail(&self) -> Tail {
+        read_tail(self.bytes())
+    }
+
+    /// The tail, if this page is of `kind` and belongs to `owner`.
+    pub fn owned_tail(&self, kind: Kind, owner: Identity) -> Read<Tail> {
+        let tail = self.tail();
+        if tail.owner == owner && tail.kind == kind as u16 && tail.magic == TAIL_MAGIC {
+            return Ok(tail);
+        }
+        // A zeroed page is one that a crash or another writer's extension left empty.
+        let zeroed = bytemuck::bytes_of(&tail).iter().all(|byte| *byte == 0);
+        if zeroed || (tail.magic == TAIL_MAGIC && tail.owner != owner) {
+            Err(Fault::Recycled)
+        } else {
+            Err(Fault::damaged(self.block, "owner"))
+        }
+    }
+
+    /// As [`Locked::owned_tail`], for the page at place `ordinal` of its column or blob.
+    pub fn check(&self, kind: Kind, owner: Identity, ordinal: u32) -> Read<Tail> {
+        let tail = self.owned_tail(kind, owner)?;
+        if tail.ordinal != ordinal {
+            return Err(Fault::damaged(self.block, "place in its owner"));
+        }
+        Ok(tail)
+    }
+}
+
+fn read_tail(page: &[u8; PAGE]) -> Tail {
+    bytemuck::pod_read_unaligned(&page[PAGE - size_of::<Tail>()..])
+}

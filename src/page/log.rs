@@ -1,0 +1,394 @@
+//! The drift log: what was inserted and is in no segment yet.
+//!
+//! A chain of pages, each with a [`LogHead`] and whole [`RecordHead`] frames. Appending to the
+//! last page is one WAL record that touches that page alone; starting a new page is one that
+//! also links it and moves the metapage's tail. Locks are taken in the order metapage, tail,
+//! new page.
+
+use super::buffer::Locked;
+use super::fault::{Fault, Read};
+use super::layout::{
+    Kind, LogHead, MetaPayload, RecordHead, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
+};
+use super::meta::{self, View};
+use super::wal::{tail, Change, PageMut};
+use super::{Identity, Index};
+use pgrx::pg_sys;
+use std::mem::size_of;
+
+const HEAD: usize = size_of::<LogHead>();
+const FRAME: usize = size_of::<RecordHead>();
+/// Bytes of records a page takes.
+const ROOM: usize = PAYLOAD - HEAD;
+
+/// Where a reader came to the log's end.
+#[derive(Clone, Debug)]
+pub struct LogEnd {
+    /// Sequence number of the next record.
+    pub seq: u64,
+    /// The page that will take it, or be followed by the one that does.
+    pub block: u32,
+    /// Pages read before that one.
+    pub pages_passed: u32,
+    /// Their blocks.
+    pub passed: Vec<u32>,
+}
+
+/// A page that recently was the last one of a log.
+#[derive(Clone, Copy)]
+pub struct Hint {
+    log_id: Identity,
+    block: u32,
+}
+
+/// What an append leaves for its caller to act on.
+pub struct Appended {
+    /// Where to try first the next time.
+    pub hint: Hint,
+    /// Pages of the log, if this append added one.
+    pub grown_to: Option<u32>,
+}
+
+/// Appends a row. `vector` has the index's dimensions.
+pub fn append(index: Index, hint: Option<Hint>, tid: Tid, vector: &[f32]) -> Read<Appended> {
+    if FRAME + size_of_val(vector) <= ROOM {
+        if let Some(hint) = hint {
+            if let Some(hint) = append_to_last(index, hint, tid, vector)? {
+                return Ok(Appended { hint, grown_to: None });
+            }
+        }
+    }
+    append_with_meta(index, tid, vector)
+}
+
+/// Appends on the last page reached from `block`, if there is room and it is still the log's.
+fn append_to_last(
+    index: Index,
+    Hint { log_id, mut block }: Hint,
+    tid: Tid,
+    vector: &[f32],
+) -> Read<Option<Hint>> {
+    loop {
+        let page = Locked::exclusive(index, block);
+        let Ok(tail) = page.owned_tail(Kind::Log, log_id) else { return Ok(None) };
+        if tail.next != NO_BLOCK {
+            block = tail.next;
+            continue;
+        }
+        let head = read_head(&page)?;
+        if !has_room(&head, vector) {
+            return Ok(None);
+        }
+        let change = Change::begin(index);
+        push_record(&mut change.edit(&page), head, tid, vector);
+        change.commit();
+        return Ok(Some(Hint { log_id, block }));
+    }
+}
+
+/// Appends under the metapage's lock, on new pages if the last has no room.
+fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
+    let meta_page = Locked::exclusive(index, META_BLOCK);
+    let mut meta = meta::read(&meta_page)?;
+    let last = Locked::exclusive(index, meta.log_tail_block);
+    let last_tail = log_tail(&last, meta.log_id)?;
+    if last_tail.next != NO_BLOCK {
+        return Err(Fault::damaged(last.block(), "log link"));
+    }
+    let last_head = read_head(&last)?;
+    if has_room(&last_head, vector) {
+        let change = Change::begin(index);
+        push_record(&mut change.edit(&last), last_head, tid, vector);
+        change.commit();
+        return Ok(Appended {
+            hint: Hint { log_id: meta.log_id, block: last.block() },
+            grown_to: None,
+        });
+    }
+
+    let seq = last_head.first_seq + u64::from(last_head.count);
+    let frame = RecordHead::new(seq, tid, vector);
+    let mut bytes = Vec::with_capacity(FRAME + size_of_val(vector));
+    bytes.extend_from_slice(bytemuck::bytes_of(&frame));
+    bytes.extend_from_slice(bytemuck::cast_slice(vector));
+    let mut parts: Vec<&[u8]> = bytes.chunks(ROOM).collect();
+
+    // The rest of a long record first, from its end, on pages nothing leads to yet.
+    let mut next = NO_BLOCK;
+    let mut end = None;
+    let mut added = 1;
+    while parts.len() > 1 {
+        let Some(part) = parts.pop() else { break };
+        let page = new_page(index, &mut meta)?;
+        let change = Change::begin(index);
+        let mut image = change.fill(&page, tail(Kind::Log, meta.log_id, 0));
+        link(&mut image, next);
+        let head = LogHead { first_seq: seq + 1, count: 0, used: PAYLOAD as u32 };
+        fill_page(&mut image, head, part);
+        change.commit();
+        next = page.block();
+        end.get_or_insert(next);
+        added += 1;
+    }
+
+    let first = new_page(index, &mut meta)?;
+    let whole = parts.first().copied().unwrap_or_default();
+    let used = if end.is_some() { PAYLOAD } else { HEAD + whole.len() };
+    meta.log_tail_block = end.unwrap_or(first.block());
+    meta.log_pages += added;
+    let change = Change::begin(index);
+    let mut image = change.fill(&first, tail(Kind::Log, meta.log_id, 0));
+    link(&mut image, next);
+    fill_page(&mut image, LogHead { first_seq: seq, count: 1, used: used as u32 }, whole);
+    link(&mut change.edit(&last), first.block());
+    meta::write(&mut change.edit(&meta_page), &meta);
+    change.commit();
+    Ok(Appended {
+        hint: Hint { log_id: meta.log_id, block: meta.log_tail_block },
+        grown_to: Some(meta.log_pages),
+    })
+}
+
+/// A page for the log: one set aside for it, or a new one at the relation's end.
+fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
+    for extent in meta.log_reserve.iter_mut().rev().filter(|extent| extent.len > 0) {
+        extent.len -= 1;
+        let block = extent.start + extent.len;
+        if block == META_BLOCK || block >= index.blocks() {
+            return Err(Fault::damaged(META_BLOCK, "log reserve"));
+        }
+        return Ok(Locked::overwrite(index, block));
+    }
+    Ok(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM))
+}
+
+fn has_room(head: &LogHead, vector: &[f32]) -> bool {
+    head.used as usize + FRAME + size_of_val(vector) <= PAYLOAD
+}
+
+fn push_record(image: &mut PageMut<'_>, mut head: LogHead, tid: Tid, vector: &[f32]) {
+    let frame = RecordHead::new(head.first_seq + u64::from(head.count), tid, vector);
+    let start = head.used as usize;
+    let body = start + FRAME;
+    let end = body + size_of_val(vector);
+    head.count += 1;
+    head.used = end as u32;
+    let payload = image.payload();
+    payload[start..body].copy_from_slice(bytemuck::bytes_of(&frame));
+    payload[body..end].copy_from_slice(bytemuck::cast_slice(vector));
+    payload[..HEAD].copy_from_slice(bytemuck::bytes_of(&head));
+    image.set_used(end);
+}
+
+fn fill_page(image: &mut PageMut<'_>, head: LogHead, bytes: &[u8]) {
+    let payload = image.payload();
+    payload[..HEAD].copy_from_slice(bytemuck::bytes_of(&head));
+    payload[HEAD..HEAD + bytes.len()].copy_from_slice(bytes);
+    image.set_used(HEAD + bytes.len());
+}
+
+fn link(image: &mut PageMut<'_>, next: u32) {
+    let mut tail = image.tail();
+    tail.next = next;
+    image.set_tail(tail);
+}
+
+/// The tail of a page that the log must own, since the metapage that leads to it is locked.
+fn log_tail(page: &Locked, log_id: Identity) -> Read<super::layout::Tail> {
+    page.owned_tail(Kind::Log, log_id).map_err(|_| Fault::damaged(page.block(), "log owner"))
+}
+
+fn read_head(page: &Locked) -> Read<LogHead> {
+    let head: LogHead = bytemuck::pod_read_unaligned(&page.payload()[..HEAD]);
+    let used = head.used as usize;
+    if (HEAD..=PAYLOAD).contains(&used) && head.count as usize <= ROOM / FRAME {
+        Ok(head)
+    } else {
+        Err(Fault::damaged(page.block(), "log header"))
+    }
+}
+
+/// One log page, copied out from under its lock.
+struct PageCopy {
+    /// Eight-byte aligned, so that the vectors in it are aligned too.
+    words: Box<[u64; PAGE / 8]>,
+    block: u32,
+    next: u32,
+    head: LogHead,
+}
+
+impl PageCopy {
+    fn empty() -> PageCopy {
+        PageCopy {
+            words: Box::new([0; PAGE / 8]),
+            block: NO_BLOCK,
+            next: NO_BLOCK,
+            head: LogHead { first_seq: 0, count: 0, used: 0 },
+        }
+    }
+
+    fn load(&mut self, index: Index, log_id: Identity, block: u32) -> Read<()> {
+        let page = Locked::share(index, block);
+        let tail = page.owned_tail(Kind::Log, log_id)?;
+        self.head = read_head(&page)?;
+        self.block = block;
+        self.next = tail.next;
+        bytemuck::cast_slice_mut(self.words.as_mut_slice())[..PAYLOAD]
+            .copy_from_slice(page.payload());
+        Ok(())
+    }
+
+    /// The payload's bytes in use.
+    fn used(&self) -> &[u8] {
+        &bytemuck::cast_slice(self.words.as_slice())[..self.head.used as usize]
+    }
+}
+
+/// A record's place: what vacuum keys its deletions by.
+#[derive(Clone, Copy)]
+struct Place {
+    block: u32,
+    offset: usize,
+}
+
+/// Calls `row` with each record from the view's head to the end, in order.
+///
+/// `row` gets sequence number, TID (perhaps [`Tid::INVALID`]) and vector.
+pub fn read(index: Index, view: &View, mut row: impl FnMut(u64, Tid, &[f32])) -> Read<LogEnd> {
+    walk(index, view, |_, head, vector| row(head.seq, head.tid, vector))
+}
+
+/// Walks the records with their places.
+fn walk(
+    index: Index,
+    view: &View,
+    mut record: impl FnMut(Place, &RecordHead, &[f32]),
+) -> Read<LogEnd> {
+    let mut page = PageCopy::empty();
+    let mut long = Vec::new();
+    let mut block = view.log_head_block();
+    let mut passed = Vec::new();
+    let mut seq = None;
+    loop {
+        page.load(index, view.log_id(), block)?;
+        // A page whose numbers do not follow on has been used again further along the log.
+        let follows = match seq {
+            None => page.head.first_seq <= view.log_head_seq(),
+            Some(seq) => page.head.first_seq == seq,
+        };
+        if !follows {
+            return Err(Fault::Recycled);
+        }
+        let start = page.block;
+        let mut offset = HEAD;
+        for nth in 0..page.head.count {
+            let place = Place { block: start, offset };
+            let bytes = page.used();
+            let body = offset + FRAME;
+            let Some(frame) = bytes.get(offset..body) else {
+                return Err(Fault::damaged(start, "log record"));
+            };
+            let frame: RecordHead = bytemuck::pod_read_unaligned(frame);
+            let len = frame.dims as usize * size_of::<f32>();
+            if frame.dims as usize != view.dims()
+                || frame.seq != page.head.first_seq + u64::from(nth)
+            {
+                return Err(Fault::damaged(start, "log record"));
+            }
+            offset = body + len;
+            if offset <= PAYLOAD {
+                let Some(vector) = bytes.get(body..offset) else {
+                    return Err(Fault::damaged(start, "log record"));
+                };
+                deliver(view, place, &frame, vector, &mut record)?;
+                continue;
+            }
+            // The rest of a long record stands on the pages behind, which hold nothing else.
+            long.clear();
+            long.resize(len.div_ceil(8), 0u64);
+            let mut have = 0;
+            let gathered: &mut [u8] = bytemuck::cast_slice_mut(&mut long);
+            let mut take = |from: &[u8]| {
+                let n = from.len().min(len - have);
+                gathered[have..have + n].copy_from_slice(&from[..n]);
+                have += n;
+                have < len
+            };
+            let mut more = take(&page.used()[body..]);
+            while more {
+                passed.push(page.block);
+                page.load(index, view.log_id(), page.next)?;
+                if page.head.count != 0 || page.head.first_seq != frame.seq + 1 {
+                    return Err(Fault::Recycled);
+                }
+                more = take(&page.used()[HEAD..]);
+            }
+            let vector = &bytemuck::cast_slice(&long)[..len];
+            deliver(view, place, &frame, vector, &mut record)?;
+            break;
+        }
+        let next_seq = page.head.first_seq + u64::from(page.head.count);
+        seq = Some(next_seq);
+        if page.next == NO_BLOCK {
+            let pages_passed = passed.len() as u32;
+            let seq = next_seq.max(view.log_head_seq());
+            return Ok(LogEnd { seq, block: page.block, pages_passed, passed });
+        }
+        passed.push(page.block);
+        block = page.next;
+    }
+}
+
+fn deliver(
+    view: &View,
+    place: Place,
+    frame: &RecordHead,
+    vector: &[u8],
+    record: &mut impl FnMut(Place, &RecordHead, &[f32]),
+) -> Read<()> {
+    if frame.seq < view.log_head_seq() {
+        return Ok(());
+    }
+    if !frame.is_sound(vector) {
+        return Err(Fault::damaged(place.block, "log record checksum"));
+    }
+    let vector = bytemuck::try_cast_slice(vector)
+        .map_err(|_| Fault::damaged(place.block, "log record alignment"))?;
+    record(place, frame, vector);
+    Ok(())
+}
+
+/// Asks `is_dead` about every live row of the log and overwrites the TIDs of those that are.
+///
+/// Returns rows kept, rows removed and where the log ended. The caller holds the job lock, so no record moves.
+pub fn kill_rows(
+    index: Index,
+    view: &View,
+    mut is_dead: impl FnMut(Tid) -> bool,
+) -> Read<(u64, u64, LogEnd)> {
+    let mut kept = 0;
+    let mut dead: Vec<Place> = Vec::new();
+    let end = walk(index, view, |place, frame, _| {
+        if !frame.tid.is_valid() {
+        } else if is_dead(frame.tid) {
+            dead.push(place);
+        } else {
+            kept += 1;
+        }
+    })?;
+    for group in dead.chunk_by(|a, b| a.block == b.block) {
+        let page = Locked::exclusive(index, group[0].block);
+        log_tail(&page, view.log_id())?;
+        let change = Change::begin(index);
+        let mut image = change.edit(&page);
+        for place in group {
+            let span = place.offset..place.offset + FRAME;
+            let mut frame: RecordHead =
+                bytemuck::pod_read_unaligned(&image.payload()[span.clone()]);
+            frame.set_tid(Tid::INVALID);
+            image.payload()[span].copy_from_slice(bytemuck::bytes_of(&frame));
+        }
+        change.commit();
+    }
+    Ok((kept, dead.len() as u64, end))
+}

@@ -1,0 +1,252 @@
+//! The manifest: which segments are live, and where every column is.
+//!
+//! ```text
+//! head | segment entries | extents
+//! ```
+//!
+//! It is written whole onto a chain of its own pages by each job, and becomes the truth when the
+//! metapage points to it.
+
+use super::buffer::Locked;
+use super::column::Column;
+use super::fault::{Fault, Read};
+use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
+use super::segment::Segment;
+use super::wal::{tail, Change};
+use super::{Identity, Index};
+use bytemuck::{Pod, Zeroable};
+use std::mem::size_of;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
+const VERSION: u32 = 1;
+
+/// The router all segments are sorted by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterRef {
+    /// Buckets; their ids are the numbers below this.
+    pub buckets: u32,
+    /// Rows of the index when it was trained.
+    pub trained_rows: u64,
+    /// `buckets * dims` f32 of centroids, then `buckets` f32 of radii.
+    pub column: Column,
+}
+
+/// The list of live segments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Manifest {
+    /// Absent while there is no segment.
+    pub router: Option<RouterRef>,
+    /// Live segments.
+    pub segments: Vec<Segment>,
+}
+
+/// ```text
+/// 0       4         8          12        16              24      28     32
+/// | magic | version | segments | extents | trained rows  | bckts | zero | router column |
+/// ```
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct HeadEntry {
+    magic: u32,
+    version: u32,
+    segments: u32,
+    extents: u32,
+    trained_rows: u64,
+    buckets: u32,
+    reserved: u32,
+    router: ColumnEntry,
+}
+
+/// ```text
+/// 0    16      24    28             32             36     40
+/// | id | bytes | crc | first extent | extent count | kind |
+/// ```
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct ColumnEntry {
+    id: Identity,
+    bytes: u64,
+    crc: u32,
+    first_extent: u32,
+    extent_count: u32,
+    kind: u32,
+}
+
+/// ```text
+/// 0    16     24     32     72        112       152
+/// | id | rows | live | tids | vectors | buckets |
+/// ```
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct SegmentEntry {
+    id: Identity,
+    rows: u64,
+    live: u64,
+    tids: ColumnEntry,
+    vectors: ColumnEntry,
+    buckets: ColumnEntry,
+}
+
+const _: () = assert!(size_of::<ColumnEntry>() == 40);
+const _: () = assert!(size_of::<HeadEntry>() == 72);
+const _: () = assert!(size_of::<SegmentEntry>() == 152);
+
+impl Manifest {
+    /// Rows whose TID is valid.
+    pub fn live_rows(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.live).sum()
+    }
+
+    /// Every column the manifest reaches.
+    pub fn columns(&self) -> impl Iterator<Item = &Column> {
+        let segments = self.segments.iter().flat_map(Segment::columns);
+        self.router.iter().map(|router| &router.column).chain(segments)
+    }
+
+    /// Pages its bytes will take.
+    pub fn pages(&self) -> u32 {
+        (self.encode().len().div_ceil(PAYLOAD)) as u32
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut extents = Vec::new();
+        let mut entry = |column: &Column| {
+            let first_extent = extents.len() as u32;
+            extents.extend_from_slice(&column.extents);
+            ColumnEntry {
+                id: column.id,
+                bytes: column.bytes,
+                crc: column.crc,
+                first_extent,
+                extent_count: column.extents.len() as u32,
+                kind: column.kind as u32,
+            }
+        };
+        let router = self.router.as_ref();
+        let mut head = HeadEntry {
+            magic: MAGIC,
+            version: VERSION,
+            segments: self.segments.len() as u32,
+            extents: 0,
+            trained_rows: router.map_or(0, |router| router.trained_rows),
+            buckets: router.map_or(0, |router| router.buckets),
+            reserved: 0,
+            router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
+        };
+        let segments: Vec<SegmentEntry> = self
+            .segments
+            .iter()
+            .map(|segment| SegmentEntry {
+                id: segment.id,
+                rows: segment.rows,
+                live: segment.live,
+                tids: entry(&segment.tids),
+                vectors: entry(&segment.vectors),
+                buckets: entry(&segment.buckets),
+            })
+            .collect();
+        head.extents = extents.len() as u32;
+        let mut bytes = bytemuck::bytes_of(&head).to_vec();
+        bytes.extend_from_slice(bytemuck::cast_slice(&segments));
+        bytes.extend_from_slice(bytemuck::cast_slice(&extents));
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Manifest> {
+        let (head, rest) = bytes.split_at_checked(size_of::<HeadEntry>())?;
+        let head: HeadEntry = bytemuck::pod_read_unaligned(head);
+        if head.magic != MAGIC || head.version != VERSION {
+            return None;
+        }
+        let table = (head.segments as usize).checked_mul(size_of::<SegmentEntry>())?;
+        let (table, rest) = rest.split_at_checked(table)?;
+        if rest.len() != (head.extents as usize).checked_mul(size_of::<Extent>())? {
+            return None;
+        }
+        let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(rest);
+        let column = |entry: &ColumnEntry, kind: Kind| {
+            let first = entry.first_extent as usize;
+            let extents = extents.get(first..first.checked_add(entry.extent_count as usize)?)?;
+            (entry.kind == kind as u32).then(|| Column {
+                id: entry.id,
+                kind,
+                bytes: entry.bytes,
+                crc: entry.crc,
+                extents: extents.to_vec(),
+            })
+        };
+        let router = match head.buckets {
+            0 => None,
+            buckets => Some(RouterRef {
+                buckets,
+                trained_rows: head.trained_rows,
+                column: column(&head.router, Kind::Router)?,
+            }),
+        };
+        let segments = table
+            .chunks_exact(size_of::<SegmentEntry>())
+            .map(|chunk| {
+                let entry: SegmentEntry = bytemuck::pod_read_unaligned(chunk);
+                Some(Segment {
+                    id: entry.id,
+                    rows: entry.rows,
+                    live: entry.live,
+                    tids: column(&entry.tids, Kind::Tids)?,
+                    vectors: column(&entry.vectors, Kind::Vectors)?,
+                    buckets: column(&entry.buckets, Kind::Buckets)?,
+                })
+            })
+            .collect::<Option<Vec<_>>>()?;
+        (router.is_some() || segments.is_empty()).then_some(Manifest { router, segments })
+    }
+
+    /// Reads the manifest `root` leads to, and the blocks of its chain.
+    pub fn read(index: Index, root: ManifestRef) -> Read<(Manifest, Vec<u32>)> {
+        if root.block == NO_BLOCK {
+            return Ok((Manifest::default(), Vec::new()));
+        }
+        let mut bytes = Vec::with_capacity(root.bytes as usize);
+        let mut blocks = Vec::new();
+        let mut block = root.block;
+        while bytes.len() < root.bytes as usize {
+            if block == NO_BLOCK {
+                return Err(Fault::damaged(root.block, "manifest chain"));
+            }
+            let page = Locked::share(index, block);
+            let tail = page.check(Kind::Manifest, root.id, blocks.len() as u32)?;
+            let want = (root.bytes as usize - bytes.len()).min(PAYLOAD);
+            bytes.extend_from_slice(&page.payload()[..want]);
+            blocks.push(block);
+            block = tail.next;
+        }
+        if crc32fast::hash(&bytes) != root.crc {
+            return Err(Fault::damaged(root.block, "manifest checksum"));
+        }
+        let manifest =
+            Manifest::decode(&bytes).ok_or(Fault::damaged(root.block, "manifest contents"))?;
+        Ok((manifest, blocks))
+    }
+
+    /// Writes the manifest onto free `blocks`, as many as [`Manifest::pages`] says.
+    pub fn write(&self, index: Index, blocks: &[u32]) -> ManifestRef {
+        let bytes = self.encode();
+        let id = Identity::random();
+        for (ordinal, (part, block)) in bytes.chunks(PAYLOAD).zip(blocks).enumerate() {
+            let page = Locked::overwrite(index, *block);
+            let mut tail = tail(Kind::Manifest, id, ordinal as u32);
+            tail.next = blocks.get(ordinal + 1).copied().unwrap_or(NO_BLOCK);
+            let change = Change::begin(index);
+            let mut image = change.fill(&page, tail);
+            image.payload()[..part.len()].copy_from_slice(part);
+            image.set_used(part.len());
+            change.commit();
+        }
+        ManifestRef {
+            id,
+            block: blocks.first().copied().unwrap_or(NO_BLOCK),
+            bytes: bytes.len() as u32,
+            crc: crc32fast::hash(&bytes),
+            reserved: 0,
+        }
+    }
+}

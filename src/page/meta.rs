@@ -1,0 +1,188 @@
+//! The metapage: creation, the view a reader takes of it, and the flip that commits.
+
+use super::buffer::Locked;
+use super::fault::{Fault, Read};
+use super::layout::{
+    Extent, Kind, LogHead, ManifestRef, MetaPayload, FORMAT, LOG_RESERVE, META_BLOCK, META_MAGIC,
+};
+use super::log::LogEnd;
+use super::wal::{tail, Change, PageMut};
+use super::{Identity, Index};
+use crate::metric::Metric;
+use bytemuck::Zeroable;
+use pgrx::pg_sys;
+use std::mem::size_of;
+
+/// The first page of a new index's log.
+const FIRST_LOG_BLOCK: u32 = 1;
+
+/// What a reader knows of the index: a copy of the metapage and what was there when it was taken.
+#[derive(Clone, Copy)]
+pub struct View {
+    meta: MetaPayload,
+    /// The distance the index answers.
+    pub metric: Metric,
+}
+
+impl View {
+    /// Copies the metapage and checks it.
+    pub fn take(index: Index) -> Read<View> {
+        View::of(&Locked::share(index, META_BLOCK))
+    }
+
+    /// Copies the metapage, and counts the relation's blocks before its log can grow on.
+    pub fn take_with_blocks(index: Index) -> Read<(View, u32)> {
+        let page = Locked::share(index, META_BLOCK);
+        Ok((View::of(&page)?, index.blocks()))
+    }
+
+    fn of(page: &Locked) -> Read<View> {
+        let meta = read(page)?;
+        Ok(View { meta, metric: metric_of(&meta)? })
+    }
+
+    /// Components of every vector.
+    pub fn dims(&self) -> usize {
+        self.meta.dims as usize
+    }
+
+    /// The manifest at this moment.
+    pub fn manifest(&self) -> ManifestRef {
+        self.meta.manifest
+    }
+
+    /// How often the manifest was flipped before.
+    pub fn manifest_version(&self) -> u64 {
+        self.meta.manifest_version
+    }
+
+    /// Owner of the log's pages.
+    pub fn log_id(&self) -> Identity {
+        self.meta.log_id
+    }
+
+    /// Records from this sequence number on are in no segment.
+    pub fn log_head_seq(&self) -> u64 {
+        self.meta.log_head_seq
+    }
+
+    /// The page that holds the log's head.
+    pub fn log_head_block(&self) -> u32 {
+        self.meta.log_head_block
+    }
+
+    /// Pages from the log's head to its tail.
+    pub fn log_pages(&self) -> u32 {
+        self.meta.log_pages
+    }
+
+    /// Runs that are set aside for the log.
+    pub fn log_reserve(&self) -> impl Iterator<Item = Extent> + '_ {
+        self.meta.log_reserve.iter().copied().filter(|extent| extent.len > 0)
+    }
+}
+
+/// Checks and copies the metapage's payload.
+pub fn read(page: &Locked) -> Read<MetaPayload> {
+    let meta: MetaPayload =
+        bytemuck::pod_read_unaligned(&page.payload()[..size_of::<MetaPayload>()]);
+    if meta.magic != META_MAGIC {
+        return Err(Fault::damaged(META_BLOCK, "magic number"));
+    }
+    if meta.format > FORMAT {
+        return Err(Fault::NewerFormat(meta.format));
+    }
+    if meta.crc != checksum(&meta) {
+        return Err(Fault::damaged(META_BLOCK, "checksum"));
+    }
+    Ok(meta)
+}
+
+/// Puts `meta` on the page and seals it with its checksum.
+pub fn write(page: &mut PageMut<'_>, meta: &MetaPayload) {
+    let mut sealed = *meta;
+    sealed.crc = checksum(meta);
+    page.payload()[..size_of::<MetaPayload>()].copy_from_slice(bytemuck::bytes_of(&sealed));
+    page.set_used(size_of::<MetaPayload>());
+}
+
+fn checksum(meta: &MetaPayload) -> u32 {
+    crc32fast::hash(bytemuck::bytes_of(&MetaPayload { crc: 0, ..*meta }))
+}
+
+fn metric_of(meta: &MetaPayload) -> Read<Metric> {
+    u8::try_from(meta.metric)
+        .ok()
+        .and_then(Metric::from_code)
+        .ok_or(Fault::damaged(META_BLOCK, "metric"))
+}
+
+/// Writes the metapage and an empty log to an empty fork.
+pub fn create(index: Index, fork: pg_sys::ForkNumber::Type, dims: usize, metric: Metric) {
+    let log_id = Identity::random();
+    let meta_page = Locked::extend(index, fork);
+    let log_page = Locked::extend(index, fork);
+    let meta = MetaPayload {
+        magic: META_MAGIC,
+        format: FORMAT,
+        metric: metric as u32,
+        dims: dims as u32,
+        manifest: ManifestRef::NONE,
+        log_id,
+        log_head_block: FIRST_LOG_BLOCK,
+        log_tail_block: FIRST_LOG_BLOCK,
+        log_pages: 1,
+        ..MetaPayload::zeroed()
+    };
+    let change = Change::begin(index);
+    let mut image = change.fill(&meta_page, tail(Kind::Meta, log_id, 0));
+    write(&mut image, &meta);
+    let mut image = change.fill(&log_page, tail(Kind::Log, log_id, 0));
+    let head = LogHead { first_seq: 0, count: 0, used: size_of::<LogHead>() as u32 };
+    image.payload()[..size_of::<LogHead>()].copy_from_slice(bytemuck::bytes_of(&head));
+    image.set_used(size_of::<LogHead>());
+    change.commit();
+    drop((meta_page, log_page));
+    if fork == pg_sys::ForkNumber::INIT_FORKNUM {
+        // An init fork must reach the WAL though its relation's other pages never do.
+        // SAFETY: the relation is open and its fork has the two pages written above.
+        unsafe { pg_sys::log_newpage_range(index.relation(), fork, 0, 2, true) };
+    }
+}
+
+/// What one flip of the metapage changes.
+pub struct Flip {
+    /// The new manifest, already written.
+    pub manifest: ManifestRef,
+    /// Where the log was read to, if its rows up to there are in the new manifest's segments.
+    pub flushed: Option<LogEnd>,
+    /// Runs that are free once the flip is done, for the log to grow into.
+    pub spare: Vec<Extent>,
+}
+
+/// Commits a new manifest. The caller holds the job lock.
+pub fn publish(index: Index, flip: &Flip) -> Read<()> {
+    let page = Locked::exclusive(index, META_BLOCK);
+    let mut meta = read(&page)?;
+    meta.manifest = flip.manifest;
+    meta.manifest_version += 1;
+    if let Some(end) = &flip.flushed {
+        meta.log_head_seq = end.seq;
+        meta.log_head_block = end.block;
+        meta.log_pages = meta.log_pages.saturating_sub(end.pages_passed).max(1);
+    }
+    refill(&mut meta.log_reserve, &flip.spare);
+    let change = Change::begin(index);
+    write(&mut change.edit(&page), &meta);
+    change.commit();
+    Ok(())
+}
+
+/// Keeps the longest runs of what is left and what is spare.
+fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent]) {
+    let mut runs: Vec<Extent> =
+        reserve.iter().chain(spare).copied().filter(|extent| extent.len > 0).collect();
+    runs.sort_by_key(|extent| std::cmp::Reverse(extent.len));
+    runs.resize(LOG_RESERVE, Extent::zeroed());
+    reserve.copy_from_slice(&runs);
+}

@@ -1,0 +1,183 @@
+//! Segments: rows sorted by bucket, in a column of TIDs and one of vectors.
+
+use super::column::{Column, ColumnReader};
+use super::fault::{Fault, Read};
+use super::layout::{Tid, PAYLOAD, TIDS_PER_PAGE};
+use super::{Identity, Index};
+use bytemuck::{Pod, Zeroable};
+use std::mem::size_of;
+
+/// What one build, flush or merge wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its random id, which its arena carries too.
+    pub id: Identity,
+    /// Rows written.
+    pub rows: u64,
+    /// Rows whose TID is still valid.
+    pub live: u64,
+    /// Heap TIDs, [`Tid::INVALID`] where vacuum removed the row.
+    pub tids: Column,
+    /// `rows` vectors.
+    pub vectors: Column,
+    /// [`BucketShape`]s, ascending, of the buckets that have rows.
+    pub buckets: Column,
+}
+
+/// How many rows of a segment are in one bucket.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq, Eq)]
+#[repr(C)]
+pub struct BucketShape {
+    /// The router's number of the bucket.
+    pub bucket: u32,
+    /// Its rows, more than none.
+    pub rows: u32,
+}
+
+const _: () = assert!(size_of::<BucketShape>() == 8);
+
+impl Segment {
+    /// Its three columns.
+    pub fn columns(&self) -> [&Column; 3] {
+        [&self.tids, &self.vectors, &self.buckets]
+    }
+
+    /// Reads the bucket table and checks it against the number of rows and of buckets.
+    pub fn read_buckets(&self, index: Index, router_buckets: u32) -> Read<Vec<BucketShape>> {
+        let block = self.buckets.extents.first().map_or(0, |extent| extent.start);
+        let bytes = self.buckets.read_all(index)?;
+        let shapes: Vec<BucketShape> = bytemuck::allocation::try_cast_vec(bytes)
+            .or_else(|(_, bytes)| {
+                bytes
+                    .chunks(size_of::<BucketShape>())
+                    .map(|chunk| bytemuck::try_pod_read_unaligned(chunk))
+                    .collect()
+            })
+            .map_err(|_| Fault::damaged(block, "bucket table"))?;
+        let ascending = shapes.windows(2).all(|pair| pair[0].bucket < pair[1].bucket);
+        let in_range = shapes.last().is_none_or(|last| last.bucket < router_buckets);
+        let rows: u64 = shapes.iter().map(|shape| u64::from(shape.rows)).sum();
+        if ascending && in_range && rows == self.rows {
+            Ok(shapes)
+        } else {
+            Err(Fault::damaged(block, "bucket table"))
+        }
+    }
+}
+
+/// Reads a segment's vectors.
+pub struct VectorReader {
+    column: ColumnReader,
+    row_bytes: usize,
+    rows: u64,
+    scratch: Vec<f32>,
+}
+
+impl VectorReader {
+    /// Prepares to read vectors of `dims` components.
+    pub fn new(index: Index, segment: &Segment, dims: usize) -> Read<VectorReader> {
+        let row_bytes = dims * size_of::<f32>();
+        if segment.vectors.bytes != segment.rows * row_bytes as u64 {
+            return Err(Fault::damaged(0, "vector column length"));
+        }
+        let column = ColumnReader::new(index, &segment.vectors)?;
+        Ok(VectorReader { column, row_bytes, rows: segment.rows, scratch: vec![0.0; dims] })
+    }
+
+    /// Hands `with` the vector of row `row`, in place when it stands on one page.
+    pub fn row<T>(&mut self, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
+        if row >= self.rows {
+            return Err(Fault::damaged(0, "row number"));
+        }
+        let start = row * self.row_bytes as u64;
+        let mut ordinal = (start / PAYLOAD as u64) as u32;
+        let mut offset = (start % PAYLOAD as u64) as usize;
+        if offset + self.row_bytes <= PAYLOAD {
+            return self.column.page(ordinal, |payload| {
+                with(bytemuck::cast_slice(&payload[offset..offset + self.row_bytes]))
+            });
+        }
+        let mut filled = 0;
+        while filled < self.row_bytes {
+            let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
+            let len = (PAYLOAD - offset).min(self.row_bytes - filled);
+            let piece = &mut bytes[filled..filled + len];
+            self.column
+                .page(ordinal, |payload| piece.copy_from_slice(&payload[offset..offset + len]))?;
+            filled += len;
+            ordinal += 1;
+            offset = 0;
+        }
+        Ok(with(&self.scratch))
+    }
+
+    /// Appends the vectors of rows `first..first + count` to `out`, page by page.
+    pub fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
+        if first + count as u64 > self.rows {
+            return Err(Fault::damaged(0, "row number"));
+        }
+        let mut start = first * self.row_bytes as u64;
+        let end = start + (count * self.row_bytes) as u64;
+        while start < end {
+            let offset = (start % PAYLOAD as u64) as usize;
+            let len = ((end - start) as usize).min(PAYLOAD - offset);
+            self.column.page((start / PAYLOAD as u64) as u32, |payload| {
+                out.extend_from_slice(bytemuck::cast_slice(&payload[offset..offset + len]));
+            })?;
+            start += len as u64;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and clears a segment's TIDs.
+pub struct TidReader {
+    column: ColumnReader,
+    rows: u64,
+}
+
+impl TidReader {
+    /// Prepares to read the TIDs of `segment`.
+    pub fn new(index: Index, segment: &Segment) -> Read<TidReader> {
+        if segment.tids.bytes != segment.rows * size_of::<Tid>() as u64 {
+            return Err(Fault::damaged(0, "TID column length"));
+        }
+        Ok(TidReader { column: ColumnReader::new(index, &segment.tids)?, rows: segment.rows })
+    }
+
+    /// The TID of row `row`; [`Tid::INVALID`] if vacuum removed it.
+    pub fn tid(&self, row: u64) -> Read<Tid> {
+        if row >= self.rows {
+            return Err(Fault::damaged(0, "row number"));
+        }
+        let at = (row % TIDS_PER_PAGE as u64) as usize * size_of::<Tid>();
+        self.column.page((row / TIDS_PER_PAGE as u64) as u32, |payload| {
+            bytemuck::pod_read_unaligned(&payload[at..at + size_of::<Tid>()])
+        })
+    }
+
+    /// Number of pages.
+    pub fn pages(&self) -> u32 {
+        self.rows.div_ceil(TIDS_PER_PAGE as u64) as u32
+    }
+
+    /// The TIDs of page `ordinal`, whose first belongs to row `ordinal * TIDS_PER_PAGE`.
+    pub fn page(&self, ordinal: u32) -> Read<Vec<Tid>> {
+        let first = u64::from(ordinal) * TIDS_PER_PAGE as u64;
+        let count = self.rows.saturating_sub(first).min(TIDS_PER_PAGE as u64) as usize;
+        self.column.page(ordinal, |payload| {
+            bytemuck::pod_collect_to_vec(&payload[..count * size_of::<Tid>()])
+        })
+    }
+
+    /// Overwrites the TIDs at `places` of page `ordinal`.
+    pub fn clear(&self, ordinal: u32, places: &[usize]) -> Read<()> {
+        self.column.edit(ordinal, |payload| {
+            for place in places {
+                let at = place * size_of::<Tid>();
+                payload[at..at + size_of::<Tid>()]
+                    .copy_from_slice(bytemuck::bytes_of(&Tid::INVALID));
+            }
+        })
+    }
+}

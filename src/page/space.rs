@@ -1,0 +1,150 @@
+//! Free pages: all that neither the manifest nor the log reaches.
+
+use super::buffer::Locked;
+use super::fault::{Fault, Read};
+use super::layout::{Extent, META_BLOCK};
+use super::manifest::Manifest;
+use super::meta::View;
+use super::Index;
+use pgrx::pg_sys;
+
+/// The free pages of an index, handed out by the one job that holds the job lock.
+pub struct Space {
+    index: Index,
+    /// Free now, longest run last.
+    free: Vec<Extent>,
+    /// Free once the job's manifest is current.
+    released: Vec<Extent>,
+}
+
+impl Space {
+    /// Finds what is free of the first `blocks`, which were counted when `view` was taken.
+    ///
+    /// `manifest_blocks` and `log_blocks` are the pages of the current manifest's chain and of the
+    /// log.
+    pub fn new(
+        index: Index,
+        view: &View,
+        blocks: u32,
+        manifest: &Manifest,
+        manifest_blocks: &[u32],
+        log_blocks: &[u32],
+    ) -> Read<Space> {
+        let single = |block: &u32| Extent { start: *block, len: 1 };
+        let mut used: Vec<Extent> = vec![single(&META_BLOCK)];
+        used.extend(manifest_blocks.iter().chain(log_blocks).map(single));
+        used.extend(manifest.columns().flat_map(|column| column.extents.iter().copied()));
+        used.extend(view.log_reserve());
+        let free = gaps(used, blocks).ok_or(Fault::damaged(META_BLOCK, "space map"))?;
+        Ok(Space { index, free, released: Vec::new() })
+    }
+
+    /// Takes `pages` pages, extending the relation for those that are not free.
+    pub fn take(&mut self, pages: u64) -> Vec<Extent> {
+        let mut want = u32::try_from(pages).unwrap_or_else(|_| too_large());
+        let mut taken: Vec<Extent> = Vec::new();
+        while want > 0 {
+            let Some(mut run) = self.free.pop() else { break };
+            if run.len > want {
+                self.free.push(Extent { start: run.start + want, len: run.len - want });
+                run.len = want;
+            }
+            want -= run.len;
+            taken.push(run);
+        }
+        for _ in 0..want {
+            let block = Locked::extend(self.index, pg_sys::ForkNumber::MAIN_FORKNUM).block();
+            match taken.last_mut() {
+                Some(run) if run.start + run.len == block => run.len += 1,
+                _ => taken.push(Extent { start: block, len: 1 }),
+            }
+            pgrx::check_for_interrupts!();
+        }
+        taken
+    }
+
+    /// Gives back extents that the manifest to be published no longer reaches.
+    pub fn release(&mut self, extents: impl IntoIterator<Item = Extent>) {
+        self.released.extend(extents);
+    }
+
+    /// Gives back single pages.
+    pub fn release_blocks(&mut self, blocks: &[u32]) {
+        self.release(blocks.iter().map(|block| Extent { start: *block, len: 1 }));
+    }
+
+    /// What will be free after the flip, at most `pages` of it.
+    pub fn spare(mut self, pages: u32) -> Vec<Extent> {
+        self.released.sort_unstable();
+        for extent in self.released {
+            match self.free.iter_mut().find(|run| run.start + run.len == extent.start) {
+                Some(run) => run.len += extent.len,
+                None => self.free.push(extent),
+            }
+        }
+        self.free.sort_by_key(|run| run.len);
+        let mut left = pages;
+        let mut spare = Vec::new();
+        while let (true, Some(mut run)) = (left > 0, self.free.pop()) {
+            run.len = run.len.min(left);
+            left -= run.len;
+            spare.push(run);
+        }
+        spare
+    }
+}
+
+fn too_large() -> ! {
+    pgrx::ereport!(
+        ERROR,
+        pgrx::PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        "index exceeds the maximum size of a relation"
+    );
+}
+
+/// The runs below `blocks` that are in none of `used`, shortest first; nothing if two overlap.
+fn gaps(mut used: Vec<Extent>, blocks: u32) -> Option<Vec<Extent>> {
+    used.retain(|extent| extent.len > 0);
+    used.sort_unstable();
+    let mut free = Vec::new();
+    let mut next = 0u32;
+    for extent in used {
+        if extent.start < next {
+            return None;
+        }
+        if extent.start > next && next < blocks {
+            free.push(Extent { start: next, len: extent.start.min(blocks) - next });
+        }
+        next = extent.start.checked_add(extent.len)?;
+    }
+    if next < blocks {
+        free.push(Extent { start: next, len: blocks - next });
+    }
+    free.sort_by_key(|run| run.len);
+    Some(free)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u32, len: u32) -> Extent {
+        Extent { start, len }
+    }
+
+    #[test]
+    fn gaps_are_what_nothing_uses() {
+        let used = vec![extent(0, 1), extent(5, 2), extent(1, 1), extent(10, 0)];
+        assert_eq!(gaps(used, 12), Some(vec![extent(2, 3), extent(7, 5)]));
+    }
+
+    #[test]
+    fn pages_used_twice_are_noticed() {
+        assert_eq!(gaps(vec![extent(0, 3), extent(2, 1)], 5), None);
+    }
+
+    #[test]
+    fn pages_past_the_counted_end_are_nobodys() {
+        assert_eq!(gaps(vec![extent(0, 1), extent(8, 4)], 5), Some(vec![extent(1, 4)]));
+    }
+}

@@ -1,0 +1,18 @@
+//! Two-stage search over segments, wherever their rows are.
+//!
+//! 1. The router orders the buckets ([`probe`]).
+//! 2. Stage 1 estimates the rank of every row of the probed buckets from its int8 code, with a
+//!    lower bound ([`crate::quant`]).
+//! 3. Stage 2 reads the vectors of those rows whose lower bound is below the best exact rank that
+//!    has not been delivered yet ([`frontier`]), and [`Search::next`] delivers a row as soon as no
+//!    bound left is below its rank.
+//!
+//! Nothing needs to know how many rows will be asked for: each further row costs the few vectors
+//! whose bounds it passes, and the set of probed buckets widens ahead of what has been delivered.
+
+mod frontier;
+mod probe;
+mod query;
+
+pub use probe::Effort;
+pub use query::{Bucket, Hit, Order, Params, Rows, Search, Source};

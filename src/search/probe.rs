@@ -1,0 +1,122 @@
+//! Which buckets, in which order, and how many rows of them.
+
+/// The buckets in the order of their scores, sorted only as far as they are probed.
+pub struct ProbeOrder {
+    buckets: Vec<(f32, u32)>,
+    sorted: usize,
+    taken: usize,
+}
+
+/// Buckets sorted at first; each further time twice as many.
+const FIRST: usize = 64;
+
+impl ProbeOrder {
+    /// Orders buckets `0..scores.len()` by ascending score.
+    pub fn new(scores: &[f32]) -> ProbeOrder {
+        let buckets = scores.iter().copied().zip(0..).collect();
+        ProbeOrder { buckets, sorted: 0, taken: 0 }
+    }
+
+    fn sort_some(&mut self) {
+        let by_score = |a: &(f32, u32), b: &(f32, u32)| a.0.total_cmp(&b.0);
+        let rest = &mut self.buckets[self.sorted..];
+        let count = self.sorted.max(FIRST).min(rest.len());
+        if count < rest.len() {
+            rest.select_nth_unstable_by(count, by_score);
+        }
+        rest[..count].sort_unstable_by(by_score);
+        self.sorted += count;
+    }
+}
+
+impl Iterator for ProbeOrder {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        if self.taken == self.sorted {
+            self.sort_some();
+        }
+        let (_, bucket) = self.buckets[..self.sorted].get(self.taken)?;
+        self.taken += 1;
+        Some(*bucket)
+    }
+}
+
+/// How many rows stage 1 looks at for a wanted recall.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    first: u64,
+    each: u64,
+    exact: bool,
+}
+
+impl Effort {
+    /// The effort to find `recall` of the nearest rows among `rows` in `buckets` buckets.
+    ///
+    /// From 1 on, every row is looked at and every bound is rigorous.
+    pub fn new(recall: f64, rows: u64, buckets: usize) -> Effort {
+        if recall >= 1.0 {
+            return Effort { first: u64::MAX, each: 0, exact: true };
+        }
+        let share = share_of_rows(recall, rows);
+        let bucket = rows / buckets.max(1) as u64;
+        let first = ((rows as f64 * share) as u64).max(4 * bucket).max(FEWEST_ROWS);
+        Effort { first, each: first.div_ceil(DELIVERED_PER_FIRST), exact: false }
+    }
+
+    /// Rows to have looked at before row number `delivered` (from 0) is handed out.
+    pub fn rows(&self, delivered: u64) -> u64 {
+        self.first.max(self.each.saturating_mul(delivered))
+    }
+
+    /// Whether nothing may be missed.
+    pub fn is_exact(&self) -> bool {
+        self.exact
+    }
+}
+
+/// Below this many rows, looking at all of them costs less than choosing.
+const FEWEST_ROWS: u64 = 1_000;
+/// Rows delivered before the probed set begins to widen.
+const DELIVERED_PER_FIRST: u64 = 100;
+
+fn share_of_rows(recall: f64, rows: u64) -> f64 {
+    let _ = (recall, rows);
+    0.1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_come_in_the_order_of_their_scores() {
+        let scores: Vec<f32> = (0..1000).map(|i| ((i * 7919) % 1000) as f32).collect();
+        let order: Vec<u32> = ProbeOrder::new(&scores).collect();
+        assert_eq!(order.len(), scores.len());
+        assert!(order.windows(2).all(|w| scores[w[0] as usize] < scores[w[1] as usize]));
+    }
+
+    #[test]
+    fn no_bucket_is_no_probe() {
+        assert_eq!(ProbeOrder::new(&[]).next(), None);
+    }
+
+    #[test]
+    fn more_recall_is_never_less_effort() {
+        for rows in [0, 10, 10_000, 1_000_000, 1_000_000_000] {
+            let efforts: Vec<u64> = [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
+                .iter()
+                .map(|recall| Effort::new(*recall, rows, 1000).rows(0))
+                .collect();
+            assert!(efforts.is_sorted(), "{rows}: {efforts:?}");
+        }
+    }
+
+    #[test]
+    fn the_probed_set_widens_ahead_of_what_is_delivered() {
+        let effort = Effort::new(0.95, 1_000_000, 8000);
+        assert_eq!(effort.rows(0), effort.rows(50));
+        assert!(effort.rows(1000) >= 5 * effort.rows(0));
+    }
+}
