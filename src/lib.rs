@@ -5,7 +5,7 @@
 //! | layer | what it knows |
 //! |---|---|
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
-//! | `quant` | int8 codes of residuals and the bounds of their error |
+//! | [`quant`] | int8 codes of residuals and the bounds of their error |
 //! | `cluster` | k-means and the router over its centroids |
 //! | `arena` | mmapped files of codes, derived from pages |
 //! | `search` | two-stage search, generic over where rows come from |
@@ -18,6 +18,7 @@
 //! (`--no-default-features`).
 
 pub mod metric;
+pub mod quant;
 pub mod simd;
 
 #[cfg(feature = "pg15")]
