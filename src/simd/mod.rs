@@ -27,6 +27,11 @@ pub struct Kernels {
     pub l1: fn(&[f32], &[f32]) -> f32,
     /// Inner product and both squared lengths.
     pub cosine: fn(&[f32], &[f32]) -> CosineParts,
+    /// Inner products of an int8 query with consecutive int8 rows, `stride` bytes apart, one into
+    /// each element of the last argument. The query is `stride` long.
+    pub dot_i8_rows: fn(&[i8], &[i8], usize, &mut [i32]),
+    /// Sum of absolute differences between a query and `scale` times a row's int8 codes.
+    pub l1_i8: fn(&[f32], &[i8], f32) -> f32,
 }
 
 /// The kernels for this processor.

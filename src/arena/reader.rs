@@ -1,0 +1,217 @@
+//! Reading an arena in place.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{Advice, Mmap};
+
+use super::format::{
+    block, data_offset, stride, Footer, Header, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC, MAGIC,
+    TABLE, VERSION,
+};
+use super::{ArenaError, ArenaName, BucketEntry, Identity};
+use crate::quant::Factors;
+
+/// A mapped arena. Its header and table are sound; a bucket is checked when it is first touched.
+#[derive(Debug)]
+pub struct Arena {
+    map: Mmap,
+    identity: Identity,
+    stride: usize,
+    /// Where the entries of the table are.
+    table: Range<usize>,
+    /// One bit a bucket: its block was found to be what was written.
+    sound: Box<[AtomicU64]>,
+}
+
+/// The codes of one bucket, row by row.
+#[derive(Clone, Copy, Debug)]
+pub struct BucketCodes<'a> {
+    /// Number, within the segment, of the first row.
+    pub first_row: u64,
+    /// Factors of the rows.
+    pub factors: &'a [Factors],
+    /// Codes of the rows, `stride` bytes each.
+    pub codes: &'a [i8],
+    /// Bytes from one row's codes to the next.
+    pub stride: usize,
+}
+
+impl Arena {
+    /// Opens and maps the arena of a segment, in a time that grows with the number of buckets and
+    /// not with that of rows.
+    ///
+    /// # Errors
+    /// Any of [`ArenaError`] but [`ArenaError::Layout`], when the file is not the whole and sound
+    /// arena of this identity.
+    pub fn open(dir: &Path, name: &ArenaName, identity: &Identity) -> Result<Arena, ArenaError> {
+        match File::open(name.path(dir)) {
+            Ok(file) => Arena::map(&file, identity),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Err(ArenaError::Missing),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Maps an open file.
+    pub(super) fn map(file: &File, identity: &Identity) -> Result<Arena, ArenaError> {
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(ArenaError::Damaged("not a file"));
+        }
+        if metadata.len() < TABLE + FOOTER_BYTES {
+            return Err(ArenaError::Truncated);
+        }
+        // SAFETY: the file is in the server's data directory and is written only before it takes
+        // its name: its length and bytes no longer change while it is mapped.
+        let map = unsafe { Mmap::map(file) }?;
+        Arena::check(map, identity)
+    }
+
+    /// Checks all of an arena but its blocks.
+    pub(super) fn check(map: Mmap, identity: &Identity) -> Result<Arena, ArenaError> {
+        let length = map.len() as u64;
+        let header: Header = read(&map, 0).ok_or(ArenaError::Truncated)?;
+        if header.magic != MAGIC {
+            return Err(ArenaError::Damaged("magic"));
+        }
+        if header.version != VERSION {
+            return Err(ArenaError::Version);
+        }
+        if header.crc != header.checksum() {
+            return Err(ArenaError::Damaged("header"));
+        }
+        if length < header.length {
+            return Err(ArenaError::Truncated);
+        }
+        if header.segment != identity.segment.to_le_bytes()
+            || header.dim != identity.dim
+            || header.metric != identity.metric as u8
+            || header.rows != identity.rows
+            || header.buckets != identity.buckets
+        {
+            return Err(ArenaError::OtherSegment);
+        }
+        let stride = stride(header.dim).ok_or(ArenaError::Damaged("dimensions"))?;
+        if header.stride as usize != stride
+            || header.table != TABLE
+            || header.data != data_offset(header.buckets)
+            || header.length != length
+            || header.footer.checked_add(FOOTER_BYTES) != Some(length)
+            || !length.is_multiple_of(ALIGN)
+            || header.data > header.footer
+        {
+            return Err(ArenaError::Damaged("offsets"));
+        }
+        let footer: Footer = read(&map, header.footer).ok_or(ArenaError::Truncated)?;
+        if footer.magic != FOOTER_MAGIC
+            || footer.length != length
+            || footer.segment != header.segment
+            || footer.crc != footer.checksum()
+        {
+            return Err(ArenaError::Damaged("footer"));
+        }
+        let room = slice(&map, TABLE, header.data).ok_or(ArenaError::Truncated)?;
+        if crc32fast::hash(room) != header.table_crc {
+            return Err(ArenaError::Damaged("table"));
+        }
+        let start = TABLE as usize;
+        let table = start..start + header.buckets as usize * size_of::<BucketEntry>();
+        let sound = (0..header.buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let arena = Arena { map, identity: *identity, stride, table, sound };
+        let mut walk = Walk::new(header.data, stride);
+        for entry in arena.buckets() {
+            if !walk.ascends(entry.bucket)
+                || entry.first_row != walk.row
+                || entry.offset != walk.offset
+                || entry.reserved != 0
+                || walk.step(entry.bucket, entry.rows).is_none()
+                || walk.offset > header.footer
+            {
+                return Err(ArenaError::Damaged("entry of the table"));
+            }
+        }
+        if walk.row != header.rows || walk.offset != header.footer {
+            return Err(ArenaError::Damaged("sum of the table"));
+        }
+        Ok(arena)
+    }
+
+    /// What the arena was made of.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Bytes from one row's codes to the next.
+    pub fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// The table, bucket ids ascending.
+    pub fn buckets(&self) -> &[BucketEntry] {
+        // A map begins on a page and the table at a multiple of 64: entries are aligned.
+        self.map.get(self.table.clone()).map_or(&[], bytemuck::cast_slice)
+    }
+
+    /// Index in the table of the bucket of this id.
+    pub fn find(&self, bucket: u32) -> Option<usize> {
+        self.buckets().binary_search_by_key(&bucket, |entry| entry.bucket).ok()
+    }
+
+    /// The codes of the bucket at this index of the table.
+    ///
+    /// # Errors
+    /// [`ArenaError::Damaged`] when its bytes are not what was written, [`ArenaError::Layout`] when
+    /// there is no such index.
+    pub fn bucket(&self, index: usize) -> Result<BucketCodes<'_>, ArenaError> {
+        const OUTSIDE: ArenaError = ArenaError::Damaged("block outside the file");
+        let entry = self.buckets().get(index).ok_or(ArenaError::Layout("index of a bucket"))?;
+        let parts = block(entry.rows, self.stride);
+        let end = entry.offset.checked_add(parts.length).ok_or(OUTSIDE)?;
+        let bytes = slice(&self.map, entry.offset, end).ok_or(OUTSIDE)?;
+        let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            if crc32fast::hash(bytes) != entry.crc {
+                return Err(ArenaError::Damaged("block"));
+            }
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+        let factors = slice(bytes, 0, parts.factors).ok_or(OUTSIDE)?;
+        let codes = slice(bytes, parts.codes, parts.end).ok_or(OUTSIDE)?;
+        Ok(BucketCodes {
+            first_row: entry.first_row,
+            factors: bytemuck::try_cast_slice(factors).map_err(|_| OUTSIDE)?,
+            codes: bytemuck::cast_slice(codes),
+            stride: self.stride,
+        })
+    }
+
+    /// Asks the system to read the bucket at this index ahead. A hint: nothing depends on it.
+    pub fn will_need(&self, index: usize) {
+        let Some(entry) = self.buckets().get(index) else { return };
+        let length = block(entry.rows, self.stride).length;
+        if let (Ok(offset), Ok(length)) = (usize::try_from(entry.offset), usize::try_from(length)) {
+            // A hint that is refused leaves the reading to the first touch.
+            let _ = self.map.advise_range(Advice::WillNeed, offset, length);
+        }
+    }
+
+    /// The bytes of the arena.
+    #[cfg(test)]
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+/// Bytes from one offset to another, if they are there.
+fn slice(bytes: &[u8], start: u64, end: u64) -> Option<&[u8]> {
+    bytes.get(usize::try_from(start).ok()?..usize::try_from(end).ok()?)
+}
+
+/// A structure at an offset, if it is there.
+fn read<T: bytemuck::AnyBitPattern>(bytes: &[u8], offset: u64) -> Option<T> {
+    let end = offset.checked_add(size_of::<T>() as u64)?;
+    Some(bytemuck::pod_read_unaligned(slice(bytes, offset, end)?))
+}

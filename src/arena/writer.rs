@@ -1,0 +1,140 @@
+//! Writing an arena, bucket by bucket.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crc32fast::Hasher;
+use memmap2::MmapMut;
+
+use super::directory::Temporary;
+use super::format::{block, Footer, ALIGN};
+use super::{Arena, ArenaError, ArenaName, Layout};
+use crate::quant::Factors;
+
+const BUFFER_BYTES: usize = 1 << 20;
+const ZEROES: [u8; ALIGN as usize] = [0; ALIGN as usize];
+
+/// An arena being written. Dropped before [`Writer::finish`] it leaves nothing behind.
+#[derive(Debug)]
+pub struct Writer {
+    layout: Layout,
+    /// Index of the bucket to be pushed next.
+    next: usize,
+    sink: Sink,
+}
+
+#[derive(Debug)]
+enum Sink {
+    File { file: BufWriter<File>, temporary: Temporary, dir: PathBuf, name: ArenaName },
+    Memory { map: MmapMut, at: usize },
+}
+
+impl Sink {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        match self {
+            Sink::File { file, .. } => file.write_all(bytes),
+            Sink::Memory { map, at } => {
+                let end = at.checked_add(bytes.len());
+                let room = end.and_then(|end| map.get_mut(*at..end));
+                room.ok_or(io::ErrorKind::WriteZero)?.copy_from_slice(bytes);
+                *at += bytes.len();
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Writer {
+    /// Begins the file of an arena in the directory of its relation, under a temporary name.
+    ///
+    /// # Errors
+    /// [`ArenaError::Io`].
+    pub fn create(dir: &Path, name: &ArenaName, layout: Layout) -> Result<Writer, ArenaError> {
+        let (file, temporary) = Temporary::create(dir, name)?;
+        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        // Header and table hold checksums of what follows: they come last.
+        file.seek(SeekFrom::Start(layout.data))?;
+        let sink = Sink::File { file, temporary, dir: dir.to_owned(), name: name.clone() };
+        Ok(Writer { layout, next: 0, sink })
+    }
+
+    /// Begins an arena in memory of this process, for when there is no room on disk. It has the
+    /// same bytes as the file would, and goes when it is dropped.
+    ///
+    /// # Errors
+    /// [`ArenaError::Io`] when the system refuses the memory.
+    pub fn in_memory(layout: Layout) -> Result<Writer, ArenaError> {
+        let length = usize::try_from(layout.length).map_err(|_| ArenaError::Layout("too large"))?;
+        let map = MmapMut::map_anon(length)?;
+        let at = layout.data as usize;
+        Ok(Writer { layout, next: 0, sink: Sink::Memory { map, at } })
+    }
+
+    /// Bytes from one row's codes to the next.
+    pub fn stride(&self) -> usize {
+        self.layout.stride
+    }
+
+    /// Writes the next bucket of the layout: the factors of its rows, and their codes at the
+    /// layout's stride.
+    ///
+    /// # Errors
+    /// [`ArenaError::Layout`] when the bucket has another number of rows or there is none left,
+    /// [`ArenaError::Io`] when writing fails; the writer is of no use then.
+    pub fn push_bucket(&mut self, factors: &[Factors], codes: &[i8]) -> Result<(), ArenaError> {
+        let Some(entry) = self.layout.entries.get_mut(self.next) else {
+            return Err(ArenaError::Layout("more buckets than announced"));
+        };
+        let block = block(entry.rows, self.layout.stride);
+        if factors.len() as u64 != u64::from(entry.rows)
+            || codes.len() as u64 != block.end - block.codes
+        {
+            return Err(ArenaError::Layout("rows of a bucket"));
+        }
+        let mut crc = Hasher::new();
+        let parts = [
+            bytemuck::cast_slice(factors),
+            ZEROES.split_at((block.codes - block.factors) as usize).0,
+            bytemuck::cast_slice(codes),
+            ZEROES.split_at((block.length - block.end) as usize).0,
+        ];
+        for part in parts {
+            crc.update(part);
+            self.sink.write(part)?;
+        }
+        entry.crc = crc.finalize();
+        self.next += 1;
+        Ok(())
+    }
+
+    /// Completes the arena and maps it. A file is synced before it takes its name, and replaces
+    /// one that has it.
+    ///
+    /// # Errors
+    /// [`ArenaError::Layout`] when buckets are missing, [`ArenaError::Io`]. The temporary file is
+    /// gone then; if only the directory could not be synced, the arena stands.
+    pub fn finish(mut self) -> Result<Arena, ArenaError> {
+        if self.next != self.layout.entries.len() {
+            return Err(ArenaError::Layout("fewer buckets than announced"));
+        }
+        let identity = self.layout.identity;
+        let footer = Footer::new(identity.segment, self.layout.length);
+        self.sink.write(bytemuck::bytes_of(&footer))?;
+        let head = self.layout.head();
+        match self.sink {
+            Sink::File { file, temporary, dir, name } => {
+                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+                file.write_all_at(&head, 0)?;
+                file.sync_all()?;
+                temporary.place(&dir, &name)?;
+                Arena::map(&file, &identity)
+            }
+            Sink::Memory { mut map, .. } => {
+                map.split_at_mut(head.len()).0.copy_from_slice(&head);
+                Arena::check(map.make_read_only()?, &identity)
+            }
+        }
+    }
+}
