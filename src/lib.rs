@@ -21,7 +21,7 @@ pub mod metric;
 pub mod simd;
 
 #[cfg(feature = "pg15")]
-mod vector;
+pub mod vector;
 
 #[cfg(feature = "pg15")]
 ::pgrx::pg_module_magic!();
