@@ -5,7 +5,7 @@ use super::snapshot::Snapshot;
 use crate::janitor::{self, JobLock};
 use crate::page::{read_log, Index, OrRaise, View};
 use pgrx::prelude::*;
-use pgrx::{pg_sys, PgLogLevel, PgSqlErrorCode};
+use pgrx::{pg_sys, PgLogLevel, PgRelation, PgSqlErrorCode};
 
 /// The distance of `vector_l2_ops`.
 #[pg_extern(immutable, strict, parallel_safe)]
@@ -35,10 +35,12 @@ pub fn drift_l1_metric() -> i32 {
 fn drift_index(relation: &PgRelation) -> Index {
     // SAFETY: the relation is open as long as `relation`, which outlives the calling function's
     // use of the index.
-    let (index, method) = unsafe {
-        (Index::new(relation.as_ptr()), pg_sys::get_index_am_oid(c"drift".as_ptr(), true))
+    let (index, own, method) = unsafe {
+        let method = (*relation.rd_rel).relam;
+        let own = pg_sys::get_index_am_oid(c"drift".as_ptr(), true);
+        (Index::new(relation.as_ptr()), own, method)
     };
-    if !relation.is_index() || relation.rd_rel.relam != method {
+    if !relation.is_index() || method != own {
         ereport!(
             ERROR,
             PgSqlErrorCode::ERRCODE_WRONG_OBJECT_TYPE,

@@ -38,7 +38,6 @@ pub fn metric(index: Index) -> Metric {
                 PgSqlErrorCode::ERRCODE_INVALID_OBJECT_DEFINITION,
                 format!("operator class of index \"{}\" names an unknown distance", index.name())
             );
-            unreachable!("an error report does not return")
         }
     }
 }

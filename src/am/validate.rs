@@ -19,7 +19,7 @@ pub unsafe extern "C-unwind" fn amvalidate(class: pg_sys::Oid) -> bool {
                 format!("cache lookup failed for operator class {}", class.to_u32())
             );
         }
-        let form = &*pgrx::heap_tuple_get_struct::<pg_sys::FormData_pg_opclass>(tuple);
+        let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_opclass>();
         let (family, input) = (form.opcfamily, form.opcintype);
         let name = std::ffi::CStr::from_ptr(form.opcname.data.as_ptr()).to_string_lossy().into_owned();
         pg_sys::ReleaseSysCache(tuple);

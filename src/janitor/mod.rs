@@ -15,12 +15,11 @@ mod sweep;
 mod temp_file;
 mod vacuum;
 
-pub use crew::Crew;
-pub use flush::{build, flush, job_memory, Flushed};
+pub use flush::{build, flush, job_memory};
 pub use lock::JobLock;
 pub use progress::{phase_name, Phase, Progress};
 pub use rebuild::rebuild_arena;
 pub use router::load as load_router;
 pub use rows::RowStore;
 pub use sweep::{arena_place, sweep};
-pub use vacuum::{bulk_delete, Deleted};
+pub use vacuum::bulk_delete;

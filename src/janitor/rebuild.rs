@@ -1,16 +1,12 @@
 //! An arena made again from a segment's pages.
 
 use super::crew::Crew;
-use super::segment_builder::{arena_layout, encode_buckets, report_unwritten};
+use super::segment_builder::{arena_layout, encode_buckets, groups, report_unwritten};
 use super::sweep::arena_place;
 use crate::arena::{Arena, ArenaError, Writer};
 use crate::cluster::Router;
 use crate::metric::Metric;
 use crate::page::{BucketShape, Index, Read, Segment, Tid, VectorReader};
-use std::mem::size_of;
-
-/// Vectors read and encoded at a time.
-const GROUP_BYTES: usize = 8 << 20;
 
 /// Encodes a segment's rows into a new arena: a file, or memory of this backend if no file can be
 /// written.
@@ -56,19 +52,8 @@ fn fill(
     let vectors = VectorReader::new(index, segment, dims)?;
     let mut block = Vec::new();
     let mut first = 0;
-    let mut shapes = shapes;
-    while !shapes.is_empty() {
-        let mut rows = 0usize;
-        let count = shapes
-            .iter()
-            .take_while(|shape| {
-                let fits = rows == 0 || rows * dims * size_of::<f32>() < GROUP_BYTES;
-                rows += if fits { shape.rows as usize } else { 0 };
-                fits
-            })
-            .count();
-        let (group, rest) = shapes.split_at(count);
-        shapes = rest;
+    for group in groups(dims, shapes) {
+        let rows: usize = group.iter().map(|shape| shape.rows as usize).sum();
         block.clear();
         vectors.rows(first, rows, &mut block)?;
         let row = |nth: usize| (Tid::INVALID, &block[nth * dims..(nth + 1) * dims]);

@@ -168,10 +168,10 @@ impl SegmentBuilder<'_> {
         match store.in_memory() {
             Some(vectors) => {
                 let order = sorted_by_bucket(buckets, &rows_of);
-                let tids = store.tids();
+                let (tids, dims) = (store.tids(), self.dims);
                 let row = |nth: usize| {
                     let nth = order[nth] as usize;
-                    (tids[nth], &vectors[nth * self.dims..(nth + 1) * self.dims])
+                    (tids[nth], &vectors[nth * dims..(nth + 1) * dims])
                 };
                 self.write_rows(router, &shapes, row, &mut output);
             }
@@ -265,22 +265,11 @@ impl SegmentBuilder<'_> {
         output: &mut Output,
     ) {
         let mut first = 0;
-        let mut shapes = shapes;
-        while !shapes.is_empty() {
-            // At least one bucket, and as many as make a block.
-            let mut rows = 0;
-            let count = shapes
-                .iter()
-                .take_while(|shape| {
-                    let fits = rows == 0 || rows * self.dims * size_of::<f32>() < GROUP_BYTES;
-                    rows += if fits { shape.rows as usize } else { 0 };
-                    fits
-                })
-                .count();
-            let (group, rest) = shapes.split_at(count);
-            shapes = rest;
+        for group in groups(self.dims, shapes) {
+            let rows: usize = group.iter().map(|shape| shape.rows as usize).sum();
+            let (metric, dims) = (self.metric, self.dims);
             let coded = output.arena.is_some().then(|| {
-                self.crew.run(|_| encode_buckets(self.metric, self.dims, router, group, first, &row))
+                self.crew.run(|_| encode_buckets(metric, dims, router, group, first, &row))
             });
             if let (Some(coded), Some(arena)) = (coded, &mut output.arena) {
                 let written = coded
@@ -306,6 +295,18 @@ impl SegmentBuilder<'_> {
 
 /// Vectors encoded at a time.
 const GROUP_BYTES: usize = 8 << 20;
+
+/// Successive buckets, in groups of about [`GROUP_BYTES`] of vectors and at least one bucket.
+pub fn groups(dims: usize, shapes: &[BucketShape]) -> impl Iterator<Item = &[BucketShape]> {
+    let most = GROUP_BYTES / (dims * size_of::<f32>());
+    let mut rows = 0;
+    shapes.chunk_by(move |shape, _| {
+        rows += shape.rows as usize;
+        let full = rows >= most;
+        rows = if full { 0 } else { rows };
+        !full
+    })
+}
 
 /// What a segment is written to.
 struct Output {

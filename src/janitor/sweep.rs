@@ -9,8 +9,15 @@ use std::path::{Path, PathBuf};
 pub fn arena_place(index: Index, segment: Identity) -> (PathBuf, ArenaName) {
     let path = index.path();
     let directory = path.parent().unwrap_or(Path::new(".")).to_path_buf();
-    let relation = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    (directory, ArenaName { relation, segment: segment.as_u128() })
+    let relation = path.file_name().unwrap_or_default().to_string_lossy();
+    let Some(name) = ArenaName::new(&relation, segment.as_u128()) else {
+        pgrx::ereport!(
+            ERROR,
+            pgrx::PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+            format!("unexpected name \"{relation}\" of an index's file")
+        );
+    };
+    (directory, name)
 }
 
 /// Removes, next to the relation's file, arenas of segments that `manifest` no longer has, arenas
@@ -26,17 +33,17 @@ pub fn sweep(index: Index, manifest: &Manifest) {
     for entry in listed {
         match entry {
             Listed::Arena(name) => {
-                let needed = if name.relation == own.relation {
-                    live.contains(&name.segment)
+                let needed = if name.relation() == own.relation() {
+                    live.contains(&name.segment())
                 } else {
-                    !is_gone(&directory.join(&name.relation))
+                    !is_gone(&directory.join(name.relation()))
                 };
                 if !needed {
                     // What cannot be removed now will be met again by the next sweep.
                     let _ = arena::remove(&directory, &name);
                 }
             }
-            Listed::Temporary { pid, path } => {
+            Listed::Temporary { pid, path, .. } => {
                 if !is_running(pid) {
                     let _ = std::fs::remove_file(path);
                 }
