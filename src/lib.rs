@@ -40,5 +40,18 @@ mod vector;
 #[cfg(feature = "pg15")]
 #[::pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
+    hide_backtraces();
     am::define_settings();
+    janitor::watch_drops();
+}
+
+/// Keeps Rust's backtraces out of the messages users see, whatever `RUST_BACKTRACE` the server was
+/// started with; `RUST_LIB_BACKTRACE` still shows them to those who ask for it by that name.
+#[cfg(feature = "pg15")]
+fn hide_backtraces() {
+    const VARIABLE: &str = "RUST_LIB_BACKTRACE";
+    if std::env::var_os(VARIABLE).is_none() {
+        // SAFETY: the process has no other thread while it loads a library.
+        unsafe { std::env::set_var(VARIABLE, "0") };
+    }
 }

@@ -45,6 +45,7 @@ pub unsafe extern "C-unwind" fn ambuild(
         )
     };
     let index_tuples = collector.store.len() as f64;
+    janitor::remove_arenas_at_abort(index);
     janitor::build(index, collector.store).or_raise(index);
 
     // SAFETY: palloc'd by PostgreSQL's allocator, as the caller expects.

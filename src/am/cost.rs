@@ -40,8 +40,7 @@ pub unsafe extern "C-unwind" fn amcostestimate(
         let rows = info.tuples.max(0.0);
         let buckets = rows / ROWS_PER_BUCKET;
         let recall = options::target_recall(None);
-        let probed =
-            (Effort::new(recall, rows as u64, buckets as usize).rows(0) as f64).min(rows);
+        let probed = (Effort::new(recall, rows as u64, buckets as usize).rows(0) as f64).min(rows);
         let vectors = FIRST_VECTORS.min(rows);
         *startup = (buckets + probed) * CODE_COST * pg_sys::cpu_operator_cost
             + vectors * (pg_sys::cpu_operator_cost + pg_sys::cpu_index_tuple_cost)

@@ -69,10 +69,8 @@ fn remember(index: Index, memory: Memory) {
     unsafe {
         let relation = index.relation();
         if (*relation).rd_amcache.is_null() {
-            (*relation).rd_amcache = pg_sys::MemoryContextAlloc(
-                (*relation).rd_indexcxt,
-                std::mem::size_of::<Memory>(),
-            );
+            (*relation).rd_amcache =
+                pg_sys::MemoryContextAlloc((*relation).rd_indexcxt, std::mem::size_of::<Memory>());
         }
         (*relation).rd_amcache.cast::<Memory>().write(memory);
     }

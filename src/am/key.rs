@@ -16,7 +16,9 @@ pub fn dimensions(index: Index) -> usize {
                 "column does not have dimensions",
                 pgrx::function_name!(),
             )
-            .set_hint("Declare the column as vector(n), or index the expression (column::vector(n)).")
+            .set_hint(
+                "Declare the column as vector(n), or index the expression (column::vector(n)).",
+            )
             .report(pgrx::PgLogLevel::ERROR);
             unreachable!("an error report does not return")
         }

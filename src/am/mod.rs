@@ -21,8 +21,8 @@ mod key;
 mod options;
 mod scan;
 mod snapshot;
-mod validate;
 mod vacuum;
+mod validate;
 
 pub use options::define_settings;
 

@@ -115,8 +115,7 @@ const UNSET: f64 = -1.0;
 /// The index's own target, if it has one.
 pub fn index_recall(index: Index) -> Option<f64> {
     // SAFETY: rd_options of a drift index is null or what `amoptions` returned.
-    let options =
-        unsafe { (*index.relation()).rd_options.cast::<IndexOptions>().as_ref() }?;
+    let options = unsafe { (*index.relation()).rd_options.cast::<IndexOptions>().as_ref() }?;
     (options.target_recall != UNSET).then_some(options.target_recall)
 }
 

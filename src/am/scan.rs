@@ -133,10 +133,7 @@ pub unsafe extern "C-unwind" fn amendscan(scan: pg_sys::IndexScanDesc) {
 fn require_mvcc(scan: &pg_sys::IndexScanDescData) {
     // SAFETY: the executor sets a snapshot before it asks for rows.
     let kind = unsafe { scan.xs_snapshot.as_ref() }.map(|snapshot| snapshot.snapshot_type);
-    let mvcc = [
-        pg_sys::SnapshotType::SNAPSHOT_MVCC,
-        pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC,
-    ];
+    let mvcc = [pg_sys::SnapshotType::SNAPSHOT_MVCC, pg_sys::SnapshotType::SNAPSHOT_HISTORIC_MVCC];
     if !kind.is_some_and(|kind| mvcc.contains(&kind)) {
         pgrx::ereport!(
             ERROR,

@@ -132,9 +132,8 @@ impl LiveSegment {
         segment: Segment,
     ) -> Read<LiveSegment> {
         let shapes = OnceCell::new();
-        let load_shapes = || -> Read<Vec<BucketShape>> {
-            segment.read_buckets(index, router.len() as u32)
-        };
+        let load_shapes =
+            || -> Read<Vec<BucketShape>> { segment.read_buckets(index, router.len() as u32) };
         let mut arena = open_arena(index, metric, dims, &segment);
         if arena.is_none() {
             // One backend makes it again; the others read pages meanwhile.
@@ -283,12 +282,7 @@ impl Rows for SnapshotRows {
         self.snapshot.segments[segment as usize].bucket(bucket)
     }
 
-    fn vector<T>(
-        &mut self,
-        segment: u32,
-        row: u64,
-        with: impl FnOnce(&[f32]) -> T,
-    ) -> Read<T> {
+    fn vector<T>(&mut self, segment: u32, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
         self.vectors[segment as usize].row(row, with)
     }
 }

@@ -17,10 +17,7 @@ pub unsafe extern "C-unwind" fn ambulkdelete(
     let deleted = janitor::bulk_delete(index, |tid| {
         let block = tid.block();
         let mut pointer = pg_sys::ItemPointerData {
-            ip_blkid: pg_sys::BlockIdData {
-                bi_hi: (block >> 16) as u16,
-                bi_lo: block as u16,
-            },
+            ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: block as u16 },
             ip_posid: tid.offset(),
         };
         // SAFETY: the callback gets what it was passed with.

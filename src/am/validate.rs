@@ -21,7 +21,8 @@ pub unsafe extern "C-unwind" fn amvalidate(class: pg_sys::Oid) -> bool {
         }
         let form = &*pg_sys::GETSTRUCT(tuple).cast::<pg_sys::FormData_pg_opclass>();
         let (family, input) = (form.opcfamily, form.opcintype);
-        let name = std::ffi::CStr::from_ptr(form.opcname.data.as_ptr()).to_string_lossy().into_owned();
+        let name =
+            std::ffi::CStr::from_ptr(form.opcname.data.as_ptr()).to_string_lossy().into_owned();
         pg_sys::ReleaseSysCache(tuple);
 
         let operator = pg_sys::get_opfamily_member(family, input, input, 1);

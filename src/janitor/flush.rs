@@ -42,8 +42,7 @@ pub fn build(index: Index, mut store: RowStore) -> Read<()> {
     let job = JobLock::wait(index);
     let (view, blocks) = View::take_with_blocks(index)?;
     let log_blocks = [view.log_head_block()];
-    let mut space =
-        Space::new(index, &view, blocks, &Manifest::default(), &[], &log_blocks)?;
+    let mut space = Space::new(index, &view, blocks, &Manifest::default(), &[], &log_blocks)?;
     let builder = SegmentBuilder {
         index,
         metric: view.metric,
@@ -107,8 +106,7 @@ pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
     space.release_blocks(&end.passed);
 
     let crew = Crew::new();
-    let builder =
-        SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
+    let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
     let mut new_router = old_router.clone();
     if store.len() > 0 {
         match old_router {

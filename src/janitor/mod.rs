@@ -13,6 +13,7 @@ mod rows;
 mod segment_builder;
 mod sweep;
 mod temp_file;
+mod transaction;
 mod vacuum;
 
 pub use flush::{build, flush, job_memory};
@@ -22,4 +23,5 @@ pub use rebuild::rebuild_arena;
 pub use router::load as load_router;
 pub use rows::RowStore;
 pub use sweep::{arena_place, sweep};
+pub use transaction::{remove_arenas_at_abort, watch_drops};
 pub use vacuum::bulk_delete;

@@ -157,12 +157,8 @@ impl SegmentBuilder<'_> {
             written: 0,
         };
         let table: &[u8] = bytemuck::cast_slice(&shapes);
-        let table = ColumnWriter::write_all(
-            self.index,
-            Kind::Buckets,
-            extents(table.len() as u64),
-            table,
-        );
+        let table =
+            ColumnWriter::write_all(self.index, Kind::Buckets, extents(table.len() as u64), table);
         output.arena = self.create_arena(output.id, rows, &shapes);
 
         match store.in_memory() {
@@ -272,9 +268,8 @@ impl SegmentBuilder<'_> {
                 self.crew.run(|_| encode_buckets(metric, dims, router, group, first, &row))
             });
             if let (Some(coded), Some(arena)) = (coded, &mut output.arena) {
-                let written = coded
-                    .iter()
-                    .try_for_each(|(factors, codes)| arena.push_bucket(factors, codes));
+                let written =
+                    coded.iter().try_for_each(|(factors, codes)| arena.push_bucket(factors, codes));
                 if let Err(error) = written {
                     report_unwritten(self.index, &error);
                     output.arena = None;
@@ -333,10 +328,8 @@ pub fn arena_layout(
         rows,
         buckets: shapes.len() as u32,
     };
-    let shapes: Vec<ArenaBucket> = shapes
-        .iter()
-        .map(|shape| ArenaBucket { bucket: shape.bucket, rows: shape.rows })
-        .collect();
+    let shapes: Vec<ArenaBucket> =
+        shapes.iter().map(|shape| ArenaBucket { bucket: shape.bucket, rows: shape.rows }).collect();
     Layout::new(identity, &shapes)
 }
 

@@ -52,6 +52,18 @@ pub fn sweep(index: Index, manifest: &Manifest) {
     }
 }
 
+/// Removes all arenas of a relation that is gone, or about to be.
+pub fn remove_arenas_of(directory: &Path, relation: &str) {
+    let Ok(listed) = arena::list(directory) else { return };
+    for entry in listed {
+        if let Listed::Arena(name) = entry {
+            if name.relation() == relation {
+                let _ = arena::remove(directory, &name);
+            }
+        }
+    }
+}
+
 /// Whether a relation has been dropped: its file is gone, or empty until the next checkpoint.
 fn is_gone(main_fork: &Path) -> bool {
     std::fs::metadata(main_fork).map_or(true, |file| file.len() == 0)

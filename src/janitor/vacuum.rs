@@ -54,8 +54,7 @@ pub fn bulk_delete(index: Index, mut is_dead: impl FnMut(Tid) -> bool) -> Read<D
     if removed_from_segments > 0 {
         let mut log_blocks = end.passed;
         log_blocks.push(end.block);
-        let mut space =
-            Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
+        let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
         space.release_blocks(&manifest_blocks);
         commit(index, &job, manifest, None, space)?;
     }

@@ -178,7 +178,8 @@ impl Search {
                 self.probe_until(wanted, router, rows);
             }
             while let Some(hit) = self.nearest(rows)? {
-                let in_order = sortable(hit.rank).total_cmp(&sortable(self.last_rank)) != Ordering::Less;
+                let in_order =
+                    sortable(hit.rank).total_cmp(&sortable(self.last_rank)) != Ordering::Less;
                 if in_order || self.params.order == Order::Relaxed {
                     self.last_rank = hit.rank;
                     self.delivered += 1;
@@ -186,8 +187,7 @@ impl Search {
                 }
                 self.late.push(Nearest(hit));
             }
-            let may_widen =
-                self.params.order != Order::Off && self.scanned < self.params.max_rows;
+            let may_widen = self.params.order != Order::Off && self.scanned < self.params.max_rows;
             let scanned = self.scanned;
             if may_widen {
                 wanted = (scanned * 2).clamp(1, self.params.max_rows);
@@ -219,18 +219,19 @@ impl Search {
                             self.confidence,
                             &mut self.estimates,
                         );
-                        self.frontier.extend().extend(
-                            self.estimates.iter().zip(first_row..).map(|(estimate, row)| {
-                                Candidate { lower: estimate.lower, segment, row }
-                            }),
-                        );
+                        self.frontier.extend().extend(self.estimates.iter().zip(first_row..).map(
+                            |(estimate, row)| Candidate { lower: estimate.lower, segment, row },
+                        ));
                     }
                     Bucket::Uncoded { first_row, rows } => {
                         self.scanned += rows;
                         let lower = f32::NEG_INFINITY;
                         self.frontier.extend().extend(
-                            (first_row..first_row + rows)
-                                .map(|row| Candidate { lower, segment, row }),
+                            (first_row..first_row + rows).map(|row| Candidate {
+                                lower,
+                                segment,
+                                row,
+                            }),
                         );
                     }
                 }
@@ -245,7 +246,9 @@ impl Search {
             match self.frontier.lowest() {
                 // Not "below": a rank that is not a number goes after every bound.
                 Some(lowest) if !(f64::from(lowest) > best) || self.ready.is_empty() => {
-                    let Some(Candidate { segment, row, .. }) = self.frontier.pop() else { continue };
+                    let Some(Candidate { segment, row, .. }) = self.frontier.pop() else {
+                        continue;
+                    };
                     let (metric, query) = (self.metric, &self.query);
                     let rank = rows.vector(segment, row, |vector| metric.rank(query, vector))?;
                     self.ready
