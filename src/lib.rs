@@ -25,3 +25,15 @@ pub mod vector;
 
 #[cfg(feature = "pg15")]
 ::pgrx::pg_module_magic!();
+
+/// What `cargo pgrx test` asks of a crate.
+#[cfg(all(test, feature = "pg_test"))]
+pub mod pg_test {
+    /// Runs once, before the first test.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Lines for the `postgresql.conf` of the server that runs the tests.
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![]
+    }
+}
