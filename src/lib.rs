@@ -55,3 +55,15 @@ fn hide_backtraces() {
         unsafe { std::env::set_var(VARIABLE, "0") };
     }
 }
+
+/// What `cargo pgrx test` asks of a crate.
+#[cfg(all(test, feature = "pg_test"))]
+pub mod pg_test {
+    /// Runs once, before the first test.
+    pub fn setup(_options: Vec<&str>) {}
+
+    /// Lines for the `postgresql.conf` of the server that runs the tests.
+    pub fn postgresql_conf_options() -> Vec<&'static str> {
+        vec![]
+    }
+}

@@ -12,22 +12,36 @@ const FIELDS: usize = 4;
 
 #[pg_extern(sql = false)]
 fn vector_recv(message: RawDatum, _element: pg_sys::Oid, typmod: i32) -> OwnedVector {
-    let message: pg_sys::StringInfo = message.0.cast_mut_ptr();
-    // SAFETY: a receive function is given a StringInfo; no result outlives the call.
-    let take = |count: usize| unsafe {
-        slice::from_raw_parts(pg_sys::pq_getmsgbytes(message, count as i32).cast::<u8>(), count)
-    };
-    let &[d0, d1, u0, u1] = take(FIELDS) else { VectorError::NoDimensions.report() };
+    // SAFETY: a receive function is given a StringInfo, by which nothing else goes meanwhile.
+    let message = unsafe { &mut *message.0.cast_mut_ptr::<pg_sys::StringInfoData>() };
+    receive(message, typmod).or_report()
+}
+
+fn receive(message: &mut pg_sys::StringInfoData, typmod: i32) -> Result<OwnedVector, VectorError> {
+    let [d0, d1, u0, u1] = take(message, FIELDS)?.try_into().unwrap_or_default();
     let dim = usize::try_from(i16::from_be_bytes([d0, d1])).unwrap_or(0);
-    check_dim(dim).or_report();
-    check_typmod(typmod, dim).or_report();
+    check_dim(dim)?;
+    check_typmod(typmod, dim)?;
     let unused = i16::from_be_bytes([u0, u1]);
     if unused != 0 {
-        VectorError::Unused(unused).report();
+        return Err(VectorError::Unused(unused));
     }
-    let mut vector = OwnedVector::zeroed(dim).or_report();
-    read(take(4 * dim), vector.as_mut_slice()).or_report();
-    vector
+    let wire = take(message, 4 * dim)?;
+    let mut vector = OwnedVector::zeroed(dim)?;
+    read(wire, vector.as_mut_slice())?;
+    Ok(vector)
+}
+
+/// The next `count` bytes of a message, which are then behind its cursor.
+fn take(message: &mut pg_sys::StringInfoData, count: usize) -> Result<&[u8], VectorError> {
+    let length = usize::try_from(message.len).unwrap_or(0);
+    let cursor = usize::try_from(message.cursor).unwrap_or(length);
+    if length.saturating_sub(cursor) < count {
+        return Err(VectorError::Truncated);
+    }
+    message.cursor += count as i32;
+    // SAFETY: the buffer holds `length` bytes, of which the taken ones are within.
+    Ok(unsafe { slice::from_raw_parts(message.data.cast::<u8>().add(cursor), count) })
 }
 
 #[pg_extern(sql = false)]

@@ -61,6 +61,9 @@ pub enum VectorError {
     /// The reserved field of the binary form is set.
     #[error("expected unused to be 0, not {0}")]
     Unused(i16),
+    /// A binary form that ends too soon.
+    #[error("insufficient data left in message")]
+    Truncated,
     /// An array of more than one dimension.
     #[error("array must be 1-D")]
     ArrayShape,
@@ -103,6 +106,7 @@ impl VectorError {
             Self::TypmodCount | Self::TypmodTooSmall | Self::TypmodTooLarge => {
                 Code::ERRCODE_INVALID_PARAMETER_VALUE
             }
+            Self::Truncated => Code::ERRCODE_PROTOCOL_VIOLATION,
             Self::ArrayNulls => Code::ERRCODE_NULL_VALUE_NOT_ALLOWED,
             Self::StateArray(_) => Code::ERRCODE_INTERNAL_ERROR,
             Self::Corrupted { .. } => Code::ERRCODE_DATA_CORRUPTED,

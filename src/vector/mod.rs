@@ -35,6 +35,9 @@ mod error;
 mod text;
 mod typmod;
 
+#[cfg(feature = "pg_test")]
+mod tests;
+
 pub use datum::{Detoasted, OwnedVector, Vector};
 pub use error::VectorError;
 
