@@ -25,7 +25,7 @@ const RETRAIN_GROWTH: u64 = 4;
 /// A segment with less than this share of its rows alive is written anew.
 const LEAST_ALIVE: f64 = 0.7;
 /// Pages kept aside for the log.
-const LOG_SPARE_PAGES: u32 = 1024;
+const LOG_SPARE_PAGES: u32 = 256;
 
 /// Memory a job may use for rows, in bytes.
 pub fn job_memory() -> usize {

@@ -35,7 +35,7 @@ impl JobLock {
     fn conditional(index: Index, page: u32) -> Option<JobLock> {
         // SAFETY: the relation is open.
         unsafe { pg_sys::ConditionalLockPage(index.relation(), page, MODE) }
-            .then_some(JobLock { index, page })
+            .then(|| JobLock { index, page })
     }
 }
 

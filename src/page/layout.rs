@@ -129,6 +129,13 @@ pub struct Extent {
     pub len: u32,
 }
 
+impl Extent {
+    /// Whether `block` is one of the run's.
+    pub fn contains(self, block: u32) -> bool {
+        block >= self.start && block - self.start < self.len
+    }
+}
+
 /// Where the manifest is and how it is recognised.
 ///
 /// ```text

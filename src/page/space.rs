@@ -31,10 +31,14 @@ impl Space {
         log_blocks: &[u32],
     ) -> Read<Space> {
         let single = |block: &u32| Extent { start: *block, len: 1 };
+        let reserve: Vec<Extent> = view.log_reserve().collect();
+        // The log may have grown into its reserve since the view was taken.
+        let reserved = |block: &u32| reserve.iter().any(|extent| extent.contains(*block));
         let mut used: Vec<Extent> = vec![single(&META_BLOCK)];
-        used.extend(manifest_blocks.iter().chain(log_blocks).map(single));
+        used.extend(manifest_blocks.iter().map(single));
+        used.extend(log_blocks.iter().filter(|block| !reserved(block)).map(single));
         used.extend(manifest.columns().flat_map(|column| column.extents.iter().copied()));
-        used.extend(view.log_reserve());
+        used.extend(&reserve);
         let free = gaps(used, blocks).ok_or(Fault::damaged(META_BLOCK, "space map"))?;
         Ok(Space { index, free, released: Vec::new() })
     }
