@@ -1,0 +1,326 @@
+//! Kernels for AVX-512 (F, BW, VL); the int8 products use VNNI where there is one.
+
+use std::arch::x86_64::*;
+
+use super::{
+    check_rows, scalar, CosineParts, Kernels, Level, Tile, TilePanels, TILE_COLS, TILE_ROWS,
+};
+
+const LANES: usize = 16;
+
+/// Sums that run side by side to hide the latency of an addition.
+const SUMS: usize = 4;
+
+/// Rows of codes that share each load of the query.
+const I8_ROWS: usize = 8;
+
+const TABLE: Kernels = Kernels {
+    level: Level::Avx512,
+    // SAFETY: a table of this module is only handed out by `without_vnni` and
+    // `with_vnni`, which have found the instructions.
+    l2_squared: |a, b| unsafe { l2_squared(a, b) },
+    // SAFETY: as above.
+    inner_product: |a, b| unsafe { inner_product(a, b) },
+    // SAFETY: as above.
+    l1: |a, b| unsafe { l1(a, b) },
+    // SAFETY: as above.
+    cosine: |a, b| unsafe { cosine(a, b) },
+    dot_i8_rows: |query, rows, stride, out| {
+        check_rows(query, rows, stride, out);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { dot_i8_rows_bw(query, rows, stride, out) }
+    },
+    // SAFETY: as above.
+    l1_i8: |query, codes, scale| unsafe { l1_i8(query, codes, scale) },
+    // SAFETY: as above.
+    tile_product: |rows, cols, products| unsafe { tile_product(rows, cols, products) },
+    // SAFETY: as above.
+    tile_nearest: |products, norms, panel, best, best_panel| unsafe {
+        tile_nearest(products, norms, panel, best, best_panel)
+    },
+};
+
+static WITHOUT_VNNI: Kernels = TABLE;
+
+static WITH_VNNI: Kernels = Kernels {
+    dot_i8_rows: |query, rows, stride, out| {
+        check_rows(query, rows, stride, out);
+        // SAFETY: `with_vnni` has found the instructions, and the slices have been checked.
+        unsafe { dot_i8_rows_vnni(query, rows, stride, out) }
+    },
+    ..TABLE
+};
+
+/// The table without VNNI, if the processor has the rest.
+pub(super) fn without_vnni() -> Option<&'static Kernels> {
+    let found = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vl")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma");
+    found.then_some(&WITHOUT_VNNI)
+}
+
+/// The table with VNNI, if the processor has it.
+pub(super) fn with_vnni() -> Option<&'static Kernels> {
+    without_vnni()?;
+    is_x86_feature_detected!("avx512vnni").then_some(&WITH_VNNI)
+}
+
+/// The mask of the first `n` of 16 lanes, all of them from 16 on.
+fn first16(n: usize) -> __mmask16 {
+    if n >= 16 {
+        !0
+    } else {
+        (1 << n) - 1
+    }
+}
+
+/// The mask of the first `n` of 64 lanes, all of them from 64 on.
+fn first64(n: usize) -> __mmask64 {
+    if n >= 64 {
+        !0
+    } else {
+        (1 << n) - 1
+    }
+}
+
+/// Calls `step(s, at, mask)` for every 16 of `n` elements from `at` on, with `s` going round the
+/// sums and `mask` the lanes that exist.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn in_chunks(n: usize, mut step: impl FnMut(usize, usize, __mmask16)) {
+    let mut at = 0;
+    while at + SUMS * LANES <= n {
+        for s in 0..SUMS {
+            step(s, at + s * LANES, !0);
+        }
+        at += SUMS * LANES;
+    }
+    for s in 0..SUMS {
+        let at = at + s * LANES;
+        if at < n {
+            step(s, at, first16(n - at));
+        }
+    }
+}
+
+/// Adds up all lanes, always in the same order.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn total(sums: [__m512; SUMS]) -> f32 {
+    let [a, b, c, d] = sums;
+    _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d)))
+}
+
+macro_rules! sum_of_pairs {
+    ($name:ident, |$sum:ident, $x:ident, $y:ident| $step:expr) => {
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+        fn $name(a: &[f32], b: &[f32]) -> f32 {
+            let n = a.len().min(b.len());
+            let (a, b) = (a.as_ptr(), b.as_ptr());
+            let mut sums = [_mm512_setzero_ps(); SUMS];
+            in_chunks(n, |s, at, mask| {
+                // SAFETY: the mask keeps the loads within the n elements of both slices.
+                let ($x, $y) = unsafe {
+                    (_mm512_maskz_loadu_ps(mask, a.add(at)), _mm512_maskz_loadu_ps(mask, b.add(at)))
+                };
+                let $sum = sums[s];
+                sums[s] = $step;
+            });
+            total(sums)
+        }
+    };
+}
+
+sum_of_pairs!(l2_squared, |sum, x, y| {
+    let difference = _mm512_sub_ps(x, y);
+    _mm512_fmadd_ps(difference, difference, sum)
+});
+sum_of_pairs!(inner_product, |sum, x, y| _mm512_fmadd_ps(x, y, sum));
+sum_of_pairs!(l1, |sum, x, y| _mm512_add_ps(sum, _mm512_abs_ps(_mm512_sub_ps(x, y))));
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn cosine(a: &[f32], b: &[f32]) -> CosineParts {
+    let n = a.len().min(b.len());
+    let (a, b) = (a.as_ptr(), b.as_ptr());
+    let zeros = [_mm512_setzero_ps(); SUMS];
+    let (mut dot, mut norm_a, mut norm_b) = (zeros, zeros, zeros);
+    in_chunks(n, |s, at, mask| {
+        // SAFETY: the mask keeps the loads within the n elements of both slices.
+        let (x, y) = unsafe {
+            (_mm512_maskz_loadu_ps(mask, a.add(at)), _mm512_maskz_loadu_ps(mask, b.add(at)))
+        };
+        dot[s] = _mm512_fmadd_ps(x, y, dot[s]);
+        norm_a[s] = _mm512_fmadd_ps(x, x, norm_a[s]);
+        norm_b[s] = _mm512_fmadd_ps(y, y, norm_b[s]);
+    });
+    CosineParts { dot: total(dot), norm_a: total(norm_a), norm_b: total(norm_b) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn l1_i8(query: &[f32], codes: &[i8], scale: f32) -> f32 {
+    let n = query.len().min(codes.len());
+    let (query, codes) = (query.as_ptr(), codes.as_ptr());
+    let scale = _mm512_set1_ps(scale);
+    let mut sums = [_mm512_setzero_ps(); SUMS];
+    in_chunks(n, |s, at, mask| {
+        // SAFETY: the mask keeps the loads within the n elements of both slices.
+        let (x, code) = unsafe {
+            (_mm512_maskz_loadu_ps(mask, query.add(at)), _mm_maskz_loadu_epi8(mask, codes.add(at)))
+        };
+        let code = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(code));
+        let difference = _mm512_abs_ps(_mm512_fnmadd_ps(scale, code, x));
+        // Masked, because past the end stands 0 * scale, no zero where the scale is infinite.
+        sums[s] = _mm512_mask_add_ps(sums[s], mask, sums[s], difference);
+    });
+    total(sums)
+}
+
+/// Adds up each of four accumulators, in order.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn totals4(a: __m512i, b: __m512i, c: __m512i, d: __m512i) -> __m128i {
+    let ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    let cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    let abcd = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    let half = _mm256_add_epi32(_mm512_castsi512_si256(abcd), _mm512_extracti64x4_epi64::<1>(abcd));
+    _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
+}
+
+macro_rules! dot_i8_rows {
+    ($name:ident, $block:ident, $features:literal, $chunk:literal,
+     |$sum:ident, $query:ident, $row:ident| $step:expr,
+     |$whole_query:ident| $correction:expr) => {
+        /// The slices have passed [`check_rows`].
+        #[target_feature(enable = $features)]
+        unsafe fn $name(query: &[i8], rows: &[i8], stride: usize, out: &mut [i32]) {
+            let correction = {
+                let $whole_query = query;
+                $correction
+            };
+            let mut rows = rows.as_ptr();
+            let mut blocks = out.chunks_exact_mut(I8_ROWS);
+            for block in &mut blocks {
+                // SAFETY: check_rows found a row of `stride` codes for each of `out`.
+                let sums = unsafe { $block::<I8_ROWS>(query, rows, stride) };
+                let low = totals4(sums[0], sums[1], sums[2], sums[3]);
+                let high = totals4(sums[4], sums[5], sums[6], sums[7]);
+                let both =
+                    _mm256_sub_epi32(_mm256_set_m128i(high, low), _mm256_set1_epi32(correction));
+                // SAFETY: the block has I8_ROWS = 8 elements.
+                unsafe { _mm256_storeu_si256(block.as_mut_ptr().cast(), both) };
+                rows = rows.wrapping_add(I8_ROWS * stride);
+            }
+            for out in blocks.into_remainder() {
+                // SAFETY: as above.
+                let [sum] = unsafe { $block::<1>(query, rows, stride) };
+                *out = _mm512_reduce_add_epi32(sum) - correction;
+                rows = rows.wrapping_add(stride);
+            }
+        }
+
+        /// Partial sums for `R` rows from `rows` on, all of which are readable.
+        #[target_feature(enable = $features)]
+        unsafe fn $block<const R: usize>(
+            query: &[i8],
+            rows: *const i8,
+            stride: usize,
+        ) -> [__m512i; R] {
+            let n = query.len();
+            let $query = query.as_ptr();
+            let mut sums = [_mm512_setzero_si512(); R];
+            let mut at = 0;
+            while at < n {
+                let mask = first64(n - at);
+                let $query = $query.wrapping_add(at);
+                // SAFETY: the mask keeps the load within the query.
+                let $query = unsafe { load_i8::<$chunk>(mask, $query) };
+                for (r, $sum) in sums.iter_mut().enumerate() {
+                    // The processor's own prefetching loses track of that many streams.
+                    _mm_prefetch::<_MM_HINT_T0>(rows.wrapping_add((r + R) * stride + at));
+                    // SAFETY: the caller vouches for R rows; the mask keeps within each.
+                    let $row = unsafe { load_i8::<$chunk>(mask, rows.add(r * stride + at)) };
+                    *$sum = $step;
+                }
+                at += $chunk;
+            }
+            sums
+        }
+    };
+}
+
+/// The first `CHUNK` of up to 64 bytes at `from`, those outside the mask as zeros.
+///
+/// The bytes in the mask are readable.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn load_i8<const CHUNK: usize>(mask: __mmask64, from: *const i8) -> __m512i {
+    let mask = mask & first64(CHUNK);
+    // SAFETY: masked bytes are not read, the others are the caller's.
+    unsafe { _mm512_maskz_loadu_epi8(mask, from) }
+}
+
+dot_i8_rows!(
+    dot_i8_rows_bw,
+    block_bw,
+    "avx512f,avx512bw,avx512vl,avx2",
+    32,
+    |sum, query, row| {
+        let query = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(query));
+        let row = _mm512_cvtepi8_epi16(_mm512_castsi512_si256(row));
+        _mm512_add_epi32(*sum, _mm512_madd_epi16(query, row))
+    },
+    |_query| 0
+);
+
+// VPDPBUSD multiplies unsigned by signed bytes. The rows are made unsigned by adding 128, which
+// adds 128 times the sum of the query to every result.
+dot_i8_rows!(
+    dot_i8_rows_vnni,
+    block_vnni,
+    "avx512f,avx512bw,avx512vl,avx512vnni,avx2",
+    64,
+    |sum, query, row| {
+        let row = _mm512_xor_si512(row, _mm512_set1_epi8(-128));
+        _mm512_dpbusd_epi32(*sum, row, query)
+    },
+    |query| 128 * query.iter().map(|&x| i32::from(x)).sum::<i32>()
+);
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn tile_product(rows: &[f32], cols: &[f32], products: &mut Tile) {
+    let depth = (rows.len() / TILE_ROWS).min(cols.len() / TILE_COLS);
+    let (rows, cols) = (rows.as_ptr(), cols.as_ptr());
+    let mut sums = [[_mm512_setzero_ps(); 2]; TILE_ROWS];
+    for j in 0..depth {
+        // SAFETY: j is below the number of whole steps in both slices.
+        let (low, high) = unsafe {
+            let col = cols.add(j * TILE_COLS);
+            (_mm512_loadu_ps(col), _mm512_loadu_ps(col.add(LANES)))
+        };
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: as above.
+            let x = _mm512_set1_ps(unsafe { *rows.add(j * TILE_ROWS + r) });
+            sums[0] = _mm512_fmadd_ps(x, low, sums[0]);
+            sums[1] = _mm512_fmadd_ps(x, high, sums[1]);
+        }
+    }
+    for (products, sums) in products.chunks_exact_mut(LANES).zip(sums.as_flattened()) {
+        // SAFETY: the chunk has LANES elements.
+        unsafe {
+            let before = _mm512_loadu_ps(products.as_ptr());
+            _mm512_storeu_ps(products.as_mut_ptr(), _mm512_add_ps(before, *sums));
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn tile_nearest(
+    products: &Tile,
+    norms: &[f32; TILE_COLS],
+    panel: u32,
+    best: &mut Tile,
+    best_panel: &mut TilePanels,
+) {
+    scalar::tile_nearest_body(products, norms, panel, best, best_panel);
+}

@@ -1,0 +1,278 @@
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::*;
+
+/// Every table this processor can run, variants within a level included.
+fn tables() -> Vec<&'static Kernels> {
+    let tables = Level::ALL.into_iter().filter_map(kernels_at);
+    #[cfg(target_arch = "x86_64")]
+    let tables = tables.chain(avx512::without_vnni());
+    tables.collect()
+}
+
+fn dims() -> impl Iterator<Item = usize> {
+    (0..=130).chain([255, 256, 257, 768, 1000, 1536, 2000, 16_000])
+}
+
+fn random(rng: &mut SmallRng, n: usize) -> Vec<f32> {
+    (0..n).map(|_| rng.random_range(-1.0..1.0)).collect()
+}
+
+/// Checks a sum of `terms`: sixteen or more of them are added up side by side, each addition and
+/// the making of each term being off by no more than a few half units in the last place.
+fn assert_sum(got: f32, terms: impl Iterator<Item = f64>, magnitude: f64, what: &str) {
+    let (mut sum, mut n) = (0.0, 0);
+    for term in terms {
+        sum += term;
+        n += 1;
+    }
+    let unit = f64::from(f32::EPSILON) / 2.0;
+    // The last summand is what a product that is too small for a float loses.
+    let allowed = magnitude * unit * (f64::from(n) / 16.0 + 12.0) + f64::from(n) * 1.5e-45;
+    assert!((f64::from(got) - sum).abs() <= allowed, "{what}: {got} for {sum} ± {allowed}");
+}
+
+fn check_pair(k: &Kernels, a: &[f32], b: &[f32]) {
+    let what = format!("{} at {} dimensions", k.level.name(), a.len());
+    let pairs = || a.iter().zip(b).map(|(&x, &y)| (f64::from(x), f64::from(y)));
+    let spread: f64 = pairs().map(|(x, y)| (x - y) * (x - y)).sum();
+    assert_sum(
+        (k.l2_squared)(a, b),
+        pairs().map(|(x, y)| (x - y) * (x - y)),
+        2.0 * spread,
+        &format!("l2_squared, {what}"),
+    );
+    let magnitude = pairs().map(|(x, y)| (x * y).abs()).sum();
+    let dot = (k.inner_product)(a, b);
+    assert_sum(dot, pairs().map(|(x, y)| x * y), magnitude, &format!("inner_product, {what}"));
+    let distance = pairs().map(|(x, y)| (x - y).abs()).sum();
+    assert_sum((k.l1)(a, b), pairs().map(|(x, y)| (x - y).abs()), distance, &format!("l1, {what}"));
+    let parts = (k.cosine)(a, b);
+    assert_eq!(parts.dot.to_bits(), dot.to_bits(), "{what}");
+    assert_eq!(parts.norm_a.to_bits(), (k.inner_product)(a, a).to_bits(), "{what}");
+    assert_eq!(parts.norm_b.to_bits(), (k.inner_product)(b, b).to_bits(), "{what}");
+    assert_eq!((k.l2_squared)(a, a), 0.0, "{what}");
+    assert_eq!((k.l1)(a, a), 0.0, "{what}");
+}
+
+#[test]
+fn float_kernels_agree_with_double_precision() {
+    let mut rng = SmallRng::seed_from_u64(1);
+    for k in tables() {
+        for n in dims() {
+            let (a, b) = (random(&mut rng, n), random(&mut rng, n));
+            check_pair(k, &a, &b);
+            for scale in [0.0, 1e-22, 1e15] {
+                let scaled = |v: &[f32]| v.iter().map(|x| x * scale).collect::<Vec<f32>>();
+                check_pair(k, &scaled(&a), &scaled(&b));
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_alignment() {
+    let mut rng = SmallRng::seed_from_u64(2);
+    for k in tables() {
+        for n in dims() {
+            let (a, b) = (random(&mut rng, n), random(&mut rng, n));
+            let codes: Vec<i8> = (0..n).map(|_| rng.random()).collect();
+            let expected = [(k.l2_squared)(&a, &b), (k.inner_product)(&a, &b), (k.l1)(&a, &b)];
+            let expected_codes = (k.l1_i8)(&a, &codes, 0.01);
+            for shift in [1, 3, 7, 13] {
+                // What surrounds the slices must not be read into the sum.
+                let mut a_moved = vec![f32::NAN; shift + n + 16];
+                a_moved[shift..shift + n].copy_from_slice(&a);
+                let mut b_moved = vec![f32::NAN; shift / 2 + n + 16];
+                b_moved[shift / 2..shift / 2 + n].copy_from_slice(&b);
+                let mut codes_moved = vec![99; shift + n + 16];
+                codes_moved[shift..shift + n].copy_from_slice(&codes);
+                let (a, b) = (&a_moved[shift..shift + n], &b_moved[shift / 2..shift / 2 + n]);
+                let moved = [(k.l2_squared)(a, b), (k.inner_product)(a, b), (k.l1)(a, b)];
+                assert_eq!(expected, moved, "{} at {n} dimensions", k.level.name());
+                let moved_codes = (k.l1_i8)(a, &codes_moved[shift..shift + n], 0.01);
+                assert_eq!(expected_codes, moved_codes, "{} at {n} dimensions", k.level.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_component_that_is_no_number_shows_in_the_result() {
+    for k in tables() {
+        for n in (1..=70).chain([257]) {
+            for at in 0..n {
+                let mut a = vec![1.0; n];
+                let b = vec![2.0; n];
+                a[at] = f32::NAN;
+                assert!((k.l2_squared)(&a, &b).is_nan());
+                assert!((k.inner_product)(&a, &b).is_nan());
+                assert!((k.l1)(&a, &b).is_nan());
+                assert!((k.cosine)(&a, &b).dot.is_nan());
+                assert!((k.cosine)(&b, &a).norm_b.is_nan());
+                assert!((k.l1_i8)(&a, &vec![1; n], 1.0).is_nan());
+                a[at] = f32::INFINITY;
+                assert_eq!((k.l2_squared)(&a, &b), f32::INFINITY);
+                assert_eq!((k.inner_product)(&a, &b), f32::INFINITY);
+                assert_eq!((k.l1)(&a, &b), f32::INFINITY);
+            }
+            let huge = vec![3e38; n];
+            assert_eq!((k.inner_product)(&huge, &huge), f32::INFINITY);
+            assert_eq!((k.l1_i8)(&vec![0.0; n], &vec![1; n], f32::INFINITY), f32::INFINITY);
+        }
+    }
+}
+
+#[test]
+fn the_shorter_slice_counts() {
+    let mut rng = SmallRng::seed_from_u64(3);
+    for k in tables() {
+        for (n, m) in [(0, 5), (3, 17), (16, 64), (63, 65), (200, 130)] {
+            let (a, b) = (random(&mut rng, n), random(&mut rng, m));
+            let codes = vec![3; m];
+            let least = n.min(m);
+            let (a_cut, b_cut) = (&a[..least], &b[..least]);
+            assert_eq!((k.l2_squared)(&a, &b), (k.l2_squared)(a_cut, b_cut));
+            assert_eq!((k.inner_product)(&a, &b), (k.inner_product)(a_cut, b_cut));
+            assert_eq!((k.l1)(&a, &b), (k.l1)(a_cut, b_cut));
+            assert_eq!((k.cosine)(&a, &b), (k.cosine)(a_cut, b_cut));
+            assert_eq!((k.l1_i8)(&a, &codes, 0.5), (k.l1_i8)(a_cut, &codes[..least], 0.5));
+        }
+    }
+}
+
+#[test]
+fn products_of_codes_are_exact() {
+    let mut rng = SmallRng::seed_from_u64(4);
+    for k in tables() {
+        for n in dims().chain([16_384]) {
+            let most_rows = if n > 2000 { 9 } else { 19 };
+            for rows in [0, 1, 3, 4, 7, 8, most_rows] {
+                let stride = n + rng.random_range(0..3) * 7;
+                for fill in [None, Some((-128, -128)), Some((127, -128)), Some((-127, 127))] {
+                    let mut draw = |fixed: Option<i8>| fixed.unwrap_or_else(|| rng.random::<i8>());
+                    let query: Vec<i8> = (0..n).map(|_| draw(fill.map(|f| f.0))).collect();
+                    let codes: Vec<i8> =
+                        (0..rows * stride).map(|_| draw(fill.map(|f| f.1))).collect();
+                    let mut out = vec![i32::MIN; rows];
+                    (k.dot_i8_rows)(&query, &codes, stride, &mut out);
+                    for (i, &out) in out.iter().enumerate() {
+                        let row = &codes[i * stride..][..n];
+                        let expected: i64 =
+                            query.iter().zip(row).map(|(&x, &y)| i64::from(x) * i64::from(y)).sum();
+                        assert_eq!(i64::from(out), expected, "{} at {n}", k.level.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_the_longest_codes_do_not_overflow() {
+    let codes = vec![-128i8; MAX_I8_DIM - 1];
+    for k in tables() {
+        let mut out = [0];
+        (k.dot_i8_rows)(&codes, &codes, codes.len(), &mut out);
+        assert_eq!(out[0], (MAX_I8_DIM as i32 - 1) * 128 * 128, "{}", k.level.name());
+    }
+}
+
+#[test]
+fn too_few_rows_are_refused() {
+    for k in tables() {
+        let refused = |rows: usize, stride: usize, out: usize| {
+            std::panic::catch_unwind(|| {
+                (k.dot_i8_rows)(&[1; 8], &vec![1; rows], stride, &mut vec![0; out]);
+            })
+            .is_err()
+        };
+        assert!(refused(31, 8, 4));
+        assert!(refused(32, 7, 4));
+        assert!(refused(32, usize::MAX, 4));
+        assert!(!refused(32, 8, 4));
+    }
+}
+
+#[test]
+fn l1_to_codes_agrees_with_double_precision() {
+    let mut rng = SmallRng::seed_from_u64(5);
+    for k in tables() {
+        for n in dims() {
+            for scale in [0.0, 0.011, -3.0, 1e20] {
+                let query = random(&mut rng, n);
+                let codes: Vec<i8> = (0..n).map(|_| rng.random()).collect();
+                let pairs =
+                    || query.iter().zip(&codes).map(|(&x, &c)| (f64::from(x), f64::from(c)));
+                let scale64 = f64::from(scale);
+                assert_sum(
+                    (k.l1_i8)(&query, &codes, scale),
+                    pairs().map(|(x, c)| (x - scale64 * c).abs()),
+                    pairs().map(|(x, c)| x.abs() + 2.0 * (scale64 * c).abs()).sum(),
+                    &format!("l1_i8, {} at {n} dimensions", k.level.name()),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_agree_with_double_precision() {
+    let mut rng = SmallRng::seed_from_u64(6);
+    for k in tables() {
+        for depth in [0, 1, 2, 5, 33, 256] {
+            let rows = random(&mut rng, depth * TILE_ROWS);
+            let cols = random(&mut rng, depth * TILE_COLS);
+            let mut products = [1.0; TILE_ROWS * TILE_COLS];
+            (k.tile_product)(&rows, &cols, &mut products);
+            for r in 0..TILE_ROWS {
+                for c in 0..TILE_COLS {
+                    let terms = (0..depth).map(|j| {
+                        f64::from(rows[j * TILE_ROWS + r]) * f64::from(cols[j * TILE_COLS + c])
+                    });
+                    // One running sum an element here, so every addition counts in full.
+                    assert_sum(
+                        products[r * TILE_COLS + c],
+                        terms.chain([1.0]),
+                        (depth as f64 + 1.0) * 16.0,
+                        &format!("tile_product, {} at {depth}", k.level.name()),
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_nearest_of_two_panels_is_kept() {
+    for k in tables() {
+        let mut best = [f32::INFINITY; TILE_ROWS * TILE_COLS];
+        let mut panels = [7; TILE_ROWS * TILE_COLS];
+        let norms: [f32; TILE_COLS] = std::array::from_fn(|c| c as f32);
+        let mut products = [1.0; TILE_ROWS * TILE_COLS];
+        products[5] = f32::NAN;
+        (k.tile_nearest)(&products, &norms, 3, &mut best, &mut panels);
+        assert_eq!((best[4], panels[4]), (2.0, 3));
+        assert_eq!((best[5], panels[5]), (f32::INFINITY, 7));
+        products[4] = 1.5;
+        products[TILE_COLS] = 0.5;
+        (k.tile_nearest)(&products, &norms, 4, &mut best, &mut panels);
+        assert_eq!((best[4], panels[4]), (1.0, 4));
+        assert_eq!((best[TILE_COLS], panels[TILE_COLS]), (-2.0, 3));
+        assert_eq!((best[6], panels[6]), (4.0, 3), "the first of equals stays");
+    }
+}
+
+#[test]
+fn a_level_can_be_forced_where_the_processor_has_it() {
+    for level in Level::ALL {
+        assert_eq!(Level::from_name(level.name()), Some(level));
+        let chosen = choose(Some(level.name())).level;
+        let best = choose(None).level;
+        assert_eq!(chosen, if kernels_at(level).is_some() { level } else { best });
+        assert!(best >= chosen);
+    }
+    assert_eq!(choose(Some("mmx")).level, choose(None).level);
+    assert!(kernels_at(Level::Scalar).is_some());
+}
