@@ -24,6 +24,25 @@ const SHORT_DIM: usize = (126 - DIM_FIELDS) / 4;
 pub struct Vector<'a>(&'a [f32]);
 
 impl<'a> Vector<'a> {
+    /// The vector a datum points at, if it can be read where it is; None if it cannot, or if it
+    /// contradicts itself. [`Detoasted::from_datum`] does the rest.
+    ///
+    /// # Safety
+    /// As for [`Detoasted::from_datum`].
+    #[inline(always)]
+    pub unsafe fn in_place(datum: pg_sys::Datum) -> Option<Vector<'a>> {
+        let varlena: *mut pg_sys::varlena = datum.cast_mut_ptr();
+        // SAFETY: the caller passes a varlena, whose first byte tells its kind; `plain` counts
+        // the components that are there, for as long as the caller promises.
+        unsafe {
+            if !pgrx::varatt_is_4b_u(varlena) {
+                return None;
+            }
+            let (elements, dim) = plain(varlena).ok()?;
+            Some(Vector(slice::from_raw_parts(elements.as_ptr(), dim)))
+        }
+    }
+
     /// The components.
     #[inline]
     pub fn as_slice(self) -> &'a [f32] {
@@ -41,7 +60,7 @@ impl<'a> Vector<'a> {
 ///
 /// The components are read where they are if they can be: only a value that lies out of line or
 /// is compressed is copied to memory of the server's, which is given back on drop. One with a
-/// one-byte header, which is at no aligned address, is copied into this struct.
+/// one-byte header, which is at no aligned address, is copied to memory of this struct's own.
 pub struct Detoasted<'a> {
     place: Place,
     datum: PhantomData<&'a [f32]>,
@@ -49,7 +68,8 @@ pub struct Detoasted<'a> {
 
 enum Place {
     InDatum { elements: NonNull<f32>, dim: usize },
-    Unpacked { elements: [f32; SHORT_DIM], dim: usize },
+    // Boxed, for the struct is moved often and such short vectors are rare.
+    Unpacked { elements: Box<[f32; SHORT_DIM]>, dim: usize },
     Copy { varlena: NonNull<pg_sys::varlena>, elements: NonNull<f32>, dim: usize },
 }
 
@@ -153,7 +173,7 @@ unsafe fn unpack(varlena: *mut pg_sys::varlena) -> Result<Place, VectorError> {
         }
         let fields: *const u8 = varlena.cast::<u8>().add(pg_sys::VARHDRSZ_SHORT);
         let dim = checked_dim(fields.cast::<i16>().read_unaligned(), bytes)?;
-        let mut elements = [0.0f32; SHORT_DIM];
+        let mut elements = Box::new([0.0f32; SHORT_DIM]);
         ptr::copy_nonoverlapping(
             fields.add(DIM_FIELDS),
             elements.as_mut_ptr().cast::<u8>(),

@@ -9,7 +9,7 @@ use std::f64::consts::PI;
 
 use pgrx::{pg_guard, pg_sys};
 
-use super::datum::Detoasted;
+use super::datum::{Detoasted, Vector};
 use super::error::{check_same_dim, OrReport};
 use crate::metric::{cosine_distance, Metric};
 use crate::simd::kernels;
@@ -21,16 +21,35 @@ use crate::simd::kernels;
 #[inline(always)]
 unsafe fn apply(
     fcinfo: pg_sys::FunctionCallInfo,
-    distance: impl FnOnce(&[f32], &[f32]) -> f64,
+    distance: impl Fn(&[f32], &[f32]) -> f64,
 ) -> pg_sys::Datum {
     // SAFETY: the caller answers for the number and type of the arguments, which live for the
     // call; STRICT keeps nulls away.
-    let (a, b) = unsafe {
+    let distance = unsafe {
         let args = (*fcinfo).args.as_ptr();
-        (Detoasted::from_datum((*args).value), Detoasted::from_datum((*args.add(1)).value))
+        let (a, b) = ((*args).value, (*args.add(1)).value);
+        match (Vector::in_place(a), Vector::in_place(b)) {
+            (Some(a), Some(b)) if a.dim() == b.dim() => distance(a.as_slice(), b.as_slice()),
+            _ => apply_to_copies(a, b, distance),
+        }
     };
+    pg_sys::Datum::from(distance.to_bits())
+}
+
+/// Does the same where a vector must be copied first, or an error be raised.
+///
+/// # Safety
+/// `a` and `b` are datums of type `vector`, not null.
+#[inline(never)]
+unsafe fn apply_to_copies(
+    a: pg_sys::Datum,
+    b: pg_sys::Datum,
+    distance: impl Fn(&[f32], &[f32]) -> f64,
+) -> f64 {
+    // SAFETY: as the caller promises; both live longer than this call.
+    let (a, b) = unsafe { (Detoasted::from_datum(a), Detoasted::from_datum(b)) };
     check_same_dim(&a, &b).or_report();
-    pg_sys::Datum::from(distance(&a, &b).to_bits())
+    distance(&a, &b)
 }
 
 /// Exports a function of SQL for a distance between slices of one length.

@@ -85,7 +85,7 @@ SELECT '[1]'::vector != '[2]' AS other_name, vector_cmp(NULL, '[1]') IS NULL AS 
 
 -- what the catalog knows
 SELECT * FROM (SELECT proname, pg_get_function_identity_arguments(p.oid) AS arguments, prorettype::regtype AS result,
-       provolatile, proisstrict, proparallel
+       provolatile, proisstrict, proparallel, procost
 FROM pg_proc p JOIN pg_depend d ON d.classid = 'pg_proc'::regclass AND d.objid = p.oid AND d.deptype = 'e'
 JOIN pg_extension e ON d.refclassid = 'pg_extension'::regclass AND d.refobjid = e.oid
 WHERE extname = 'drift_pg' AND (prorettype = 'vector'::regtype OR 'vector'::regtype = ANY (proargtypes)
