@@ -241,17 +241,10 @@ impl OwnedVector {
         Ok(vector)
     }
 
-    /// The components.
-    pub fn as_slice(&self) -> &[f32] {
-        // SAFETY: `zeroed` made room for `dim` components behind the header.
-        unsafe {
-            slice::from_raw_parts(self.varlena.as_ptr().byte_add(HEADER).cast::<f32>(), self.dim)
-        }
-    }
-
     /// The components, to be written. What is stored must be finite.
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
-        // SAFETY: as in `as_slice`; the memory is reached through this struct alone.
+        // SAFETY: `zeroed` made room for `dim` components behind the header; they are reached
+        // through this struct alone.
         unsafe {
             slice::from_raw_parts_mut(
                 self.varlena.as_ptr().byte_add(HEADER).cast::<f32>(),

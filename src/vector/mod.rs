@@ -38,7 +38,7 @@ mod typmod;
 #[cfg(feature = "pg_test")]
 mod tests;
 
-pub use datum::{Detoasted, OwnedVector, Vector};
+pub use datum::Detoasted;
 pub use error::VectorError;
 
 /// The most components a vector has.
