@@ -13,6 +13,7 @@ const FIRST_VECTORS: f64 = 50.0;
 
 /// Estimates the cost of an ordered scan; any other use of the index is priced out.
 #[pg_guard]
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 pub unsafe extern "C-unwind" fn amcostestimate(
     _root: *mut pg_sys::PlannerInfo,
     path: *mut pg_sys::IndexPath,

@@ -17,6 +17,7 @@ struct Memory {
 
 /// Appends a row to the log, and flushes the log if that filled it.
 #[pg_guard]
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 pub unsafe extern "C-unwind" fn aminsert(
     index: pg_sys::Relation,
     values: *mut pg_sys::Datum,

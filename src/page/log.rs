@@ -151,15 +151,15 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
 
 /// A page for the log: one set aside for it, or a new one at the relation's end.
 fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
-    for extent in meta.log_reserve.iter_mut().rev().filter(|extent| extent.len > 0) {
-        extent.len -= 1;
-        let block = extent.start + extent.len;
-        if block == META_BLOCK || block >= index.blocks() {
-            return Err(Fault::damaged(META_BLOCK, "log reserve"));
-        }
-        return Ok(Locked::overwrite(index, block));
+    let Some(run) = meta.log_reserve.iter_mut().rev().find(|extent| extent.len > 0) else {
+        return Ok(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM));
+    };
+    run.len -= 1;
+    let block = run.start.saturating_add(run.len);
+    if block == META_BLOCK || block >= index.blocks() {
+        return Err(Fault::damaged(META_BLOCK, "log reserve"));
     }
-    Ok(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM))
+    Ok(Locked::overwrite(index, block))
 }
 
 fn has_room(head: &LogHead, vector: &[f32]) -> bool {

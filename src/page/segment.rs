@@ -46,14 +46,10 @@ impl Segment {
     pub fn read_buckets(&self, index: Index, router_buckets: u32) -> Read<Vec<BucketShape>> {
         let block = self.buckets.extents.first().map_or(0, |extent| extent.start);
         let bytes = self.buckets.read_all(index)?;
-        let shapes: Vec<BucketShape> = bytemuck::allocation::try_cast_vec(bytes)
-            .or_else(|(_, bytes)| {
-                bytes
-                    .chunks(size_of::<BucketShape>())
-                    .map(|chunk| bytemuck::try_pod_read_unaligned(chunk))
-                    .collect()
-            })
-            .map_err(|_| Fault::damaged(block, "bucket table"))?;
+        if !bytes.len().is_multiple_of(size_of::<BucketShape>()) {
+            return Err(Fault::damaged(block, "bucket table"));
+        }
+        let shapes: Vec<BucketShape> = bytemuck::pod_collect_to_vec(&bytes);
         let ascending = shapes.windows(2).all(|pair| pair[0].bucket < pair[1].bucket);
         let in_range = shapes.last().is_none_or(|last| last.bucket < router_buckets);
         let rows: u64 = shapes.iter().map(|shape| u64::from(shape.rows)).sum();

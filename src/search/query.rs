@@ -169,9 +169,10 @@ impl Search {
         router: Option<&Router>,
         rows: &mut R,
     ) -> Result<Option<Hit>, R::Error> {
+        let first = self.params.effort.rows(0);
         let mut wanted = match self.params.order {
-            Order::Off => self.params.effort.rows(0),
-            _ => self.params.effort.rows(self.delivered),
+            Order::Off => first,
+            _ => self.params.effort.rows(self.delivered).min(self.params.max_rows.max(first)),
         };
         loop {
             if let Some(router) = router {
@@ -244,8 +245,8 @@ impl Search {
         loop {
             let best = self.ready.peek().map_or(f64::INFINITY, |Nearest(hit)| hit.rank);
             match self.frontier.lowest() {
-                // Not "below": a rank that is not a number goes after every bound.
-                Some(lowest) if !(f64::from(lowest) > best) || self.ready.is_empty() => {
+                // A rank that is not a number goes after every bound.
+                Some(lowest) if best.is_nan() || f64::from(lowest) <= best => {
                     let Some(Candidate { segment, row, .. }) = self.frontier.pop() else {
                         continue;
                     };

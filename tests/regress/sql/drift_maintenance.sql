@@ -36,7 +36,7 @@ BEGIN
 			PERFORM set_config('enable_sort', 'on', true);
 			PERFORM set_config('enable_indexscan', 'off', true);
 			EXECUTE format('SELECT array_agg(d) FROM (%s) x', query) INTO sequential;
-			agree := agree AND indexed = sequential;
+			agree := agree AND indexed IS NOT DISTINCT FROM sequential;
 		END LOOP;
 		RETURN NEXT;
 	END LOOP;

@@ -63,5 +63,5 @@ SELECT id FROM t ORDER BY e <-> '[777,0]' LIMIT 3;
 
 -- an index's own recall stands in for the default
 ALTER INDEX t_e SET (target_recall = 1);
-EXPLAIN (COSTS OFF, SETTINGS OFF) SELECT id FROM t ORDER BY e <-> '[777,0]' LIMIT 5;
+EXPLAIN (COSTS OFF) SELECT id FROM t ORDER BY e <-> '[777,0]' LIMIT 5;
 SELECT id FROM t ORDER BY e <-> '[777,0]' LIMIT 5;
