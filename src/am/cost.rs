@@ -1,13 +1,14 @@
 //! What a scan costs, for the planner.
 
 use super::options;
-use crate::search::Effort;
 use pgrx::{pg_guard, pg_sys};
 
 /// Rows in a bucket, about.
 const ROWS_PER_BUCKET: f64 = 100.0;
 /// What stage 1 does with a row, in operator calls.
 const CODE_COST: f64 = 0.05;
+/// Share of the rows that stage 1 looks at.
+const PROBED: f64 = 0.05;
 /// Vectors that stage 2 reads before the first row is delivered.
 const FIRST_VECTORS: f64 = 50.0;
 
@@ -40,8 +41,8 @@ pub unsafe extern "C-unwind" fn amcostestimate(
 
         let rows = info.tuples.max(0.0);
         let buckets = rows / ROWS_PER_BUCKET;
-        let recall = options::target_recall(None);
-        let probed = (Effort::new(recall, rows as u64, buckets as usize).rows(0) as f64).min(rows);
+        let exact = options::target_recall(None) >= 1.0;
+        let probed = if exact { rows } else { rows * PROBED };
         let vectors = FIRST_VECTORS.min(rows);
         *startup = (buckets + probed) * CODE_COST * pg_sys::cpu_operator_cost
             + vectors * (pg_sys::cpu_operator_cost + pg_sys::cpu_index_tuple_cost)

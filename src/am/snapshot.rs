@@ -7,7 +7,7 @@ use crate::metric::Metric;
 use crate::page::{
     BucketShape, Identity, Index, Manifest, Read, Segment, Tid, TidReader, VectorReader, View,
 };
-use crate::search::{Bucket, Rows};
+use crate::search::{Bucket, Calibration, Rows};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -19,6 +19,7 @@ pub struct Snapshot {
     router: Option<Rc<Router>>,
     segments: Vec<Rc<LiveSegment>>,
     live_rows: u64,
+    calibration: Calibration,
 }
 
 /// One segment, with its arena if that is to be had.
@@ -64,6 +65,8 @@ impl Snapshot {
     fn load(index: Index, view: &View, known: Option<&Snapshot>) -> Read<Snapshot> {
         let (manifest, _) = Manifest::read(index, view.manifest())?;
         let live_rows = manifest.live_rows();
+        let calibration =
+            manifest.router.as_ref().map_or(Calibration::EVERYTHING, |r| r.calibration);
         let router_id = manifest.router.as_ref().map_or(Identity::NONE, |r| r.column.id);
         let router = match (&manifest.router, known) {
             (Some(_), Some(known)) if known.router_id == router_id => known.router.clone(),
@@ -90,7 +93,14 @@ impl Snapshot {
                 (None, None) => continue,
             });
         }
-        Ok(Snapshot { manifest_id: view.manifest().id, router_id, router, segments, live_rows })
+        Ok(Snapshot {
+            manifest_id: view.manifest().id,
+            router_id,
+            router,
+            segments,
+            live_rows,
+            calibration,
+        })
     }
 
     /// The router; none while there is no segment.
@@ -101,6 +111,11 @@ impl Snapshot {
     /// Rows of the segments that were alive when the manifest was written.
     pub fn live_rows(&self) -> u64 {
         self.live_rows
+    }
+
+    /// What a recall costs.
+    pub fn calibration(&self) -> &Calibration {
+        &self.calibration
     }
 
     /// Segments, and those of them that have an arena.

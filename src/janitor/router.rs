@@ -6,6 +6,7 @@ use crate::cluster::{kmeans, Router, Stopped};
 use crate::metric::Metric;
 use crate::page::{Column, Fault, Index, Read, RouterRef};
 use crate::quant;
+use crate::search::Trial;
 use std::mem::size_of;
 
 /// Rows a bucket is meant to have.
@@ -18,11 +19,26 @@ const SAMPLES_PER_BUCKET: usize = 64;
 const FEWEST_SAMPLES_PER_BUCKET: usize = 8;
 const ITERATIONS: usize = 10;
 
-/// Trains centroids for the rows of `store`.
-pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> Vec<f32> {
+/// Queries of the trial that calibrates a router, unless the rows are too many or too long.
+const TRIAL_QUERIES: usize = 256;
+const FEWEST_TRIAL_QUERIES: usize = 48;
+/// Components compared in a trial, about.
+const TRIAL_WORK: usize = 40_000_000_000;
+
+/// Trains centroids for the rows of `store`, and picks rows to try them with.
+pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Vec<f32>, Trial) {
     let rows = store.len() as u64;
     let wanted = if rows < FEWEST_ROWS { 1 } else { (rows / ROWS_PER_BUCKET) as usize };
     let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
+    let queries = (TRIAL_WORK / (store.len() * dims).max(1))
+        .clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES)
+        .min(sample.len() / dims);
+    // One bucket needs no trial: it is looked at whole.
+    let queries = if wanted == 1 { 0 } else { queries };
+    let step = sample.len() / dims / queries.max(1);
+    let queries =
+        (0..queries).flat_map(|nth| &sample[nth * step * dims..(nth * step + 1) * dims]).copied();
+    let trial = Trial::new(metric, dims, queries.collect());
     let clusters = wanted.min(sample.len() / dims / FEWEST_SAMPLES_PER_BUCKET).max(1);
     let params = kmeans::Params {
         clusters,
@@ -37,7 +53,7 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
         kmeans::train(&sample, dims, &params, stop)
     });
     // A stopped job has already ended the statement.
-    centroids.unwrap_or_else(|Stopped| vec![0.0; dims])
+    (centroids.unwrap_or_else(|Stopped| vec![0.0; dims]), trial)
 }
 
 /// Brings each row to length one.

@@ -14,6 +14,7 @@ use crate::page::{
     BucketShape, Column, ColumnWriter, Identity, Index, Kind, RouterRef, Segment, Space,
 };
 use crate::quant::{self, Factors};
+use crate::search::Trial;
 use crate::simd::kernels;
 use rayon::prelude::*;
 use std::mem::size_of;
@@ -47,17 +48,20 @@ impl SegmentBuilder<'_> {
     /// Trains a router on the rows and writes it with a segment of all of them.
     pub fn train_and_build(&self, store: &mut RowStore, space: &mut Space) -> (RouterRef, Segment) {
         self.progress.begin(Phase::Train, store.len() as u64);
-        let centroids = router::train(self.crew, self.metric, self.dims, store);
+        let (centroids, mut trial) = router::train(self.crew, self.metric, self.dims, store);
         let count = centroids.len() / self.dims;
         let untried = Router::new(self.metric, self.dims, centroids, vec![0.0; count]);
-        let assigned = self.assign(&untried, store, vec![UNASSIGNED; store.len()]);
+        let unassigned = vec![UNASSIGNED; store.len()];
+        let assigned = self.assign(&untried, store, unassigned, Some(&mut trial));
         let router =
             Router::new(self.metric, self.dims, untried.centroids().to_vec(), assigned.radii);
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
+        let calibration = self.crew.run(|_| trial.finish(&router, &assigned.buckets));
         let stored = RouterRef {
             buckets: count as u32,
             trained_rows: store.len() as u64,
+            calibration,
             column: ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes),
         };
         (stored, self.write(&router, store, &assigned.buckets, space))
@@ -72,11 +76,18 @@ impl SegmentBuilder<'_> {
         buckets: Vec<u32>,
         space: &mut Space,
     ) -> Segment {
-        let assigned = self.assign(router, store, buckets);
+        let assigned = self.assign(router, store, buckets, None);
         self.write(router, store, &assigned.buckets, space)
     }
 
-    fn assign(&self, router: &Router, store: &mut RowStore, mut buckets: Vec<u32>) -> Assigned {
+    /// Finds the buckets that are not known, and shows `trial` the rows.
+    fn assign(
+        &self,
+        router: &Router,
+        store: &mut RowStore,
+        mut buckets: Vec<u32>,
+        mut trial: Option<&mut Trial>,
+    ) -> Assigned {
         let (dims, metric) = (self.dims, self.metric);
         self.progress.begin(Phase::Assign, store.len() as u64);
         let mut squares = vec![0f64; router.len()];
@@ -85,7 +96,11 @@ impl SegmentBuilder<'_> {
             let rows = vectors.len() / dims;
             let known = &mut buckets[first..first + rows];
             if known.contains(&UNASSIGNED) {
+                let trial = trial.as_deref_mut();
                 let found = self.crew.run(|stop| {
+                    if let Some(trial) = trial {
+                        trial.observe(first, vectors, stop)?;
+                    }
                     let mut unit;
                     let vectors = if metric == Metric::Cosine {
                         unit = vectors.to_vec();

@@ -14,6 +14,7 @@ use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
+use crate::search::{Calibration, RECALLS};
 use bytemuck::{Pod, Zeroable};
 use std::mem::size_of;
 
@@ -21,18 +22,20 @@ const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
 const VERSION: u32 = 1;
 
 /// The router all segments are sorted by.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RouterRef {
     /// Buckets; their ids are the numbers below this.
     pub buckets: u32,
     /// Rows of the index when it was trained.
     pub trained_rows: u64,
+    /// What a recall costs with it.
+    pub calibration: Calibration,
     /// `buckets * dims` f32 of centroids, then `buckets` f32 of radii.
     pub column: Column,
 }
 
 /// The list of live segments.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Manifest {
     /// Absent while there is no segment.
     pub router: Option<RouterRef>,
@@ -41,8 +44,8 @@ pub struct Manifest {
 }
 
 /// ```text
-/// 0       4         8          12        16              24      28     32
-/// | magic | version | segments | extents | trained rows  | bckts | zero | router column |
+/// 0       4         8          12        16              24      28     32            64
+/// | magic | version | segments | extents | trained rows  | bckts | zero | calibration | router |
 /// ```
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -54,6 +57,7 @@ struct HeadEntry {
     trained_rows: u64,
     buckets: u32,
     reserved: u32,
+    calibration: [f32; RECALLS.len()],
     router: ColumnEntry,
 }
 
@@ -88,7 +92,7 @@ struct SegmentEntry {
 }
 
 const _: () = assert!(size_of::<ColumnEntry>() == 40);
-const _: () = assert!(size_of::<HeadEntry>() == 72);
+const _: () = assert!(size_of::<HeadEntry>() == 104);
 const _: () = assert!(size_of::<SegmentEntry>() == 152);
 
 impl Manifest {
@@ -131,6 +135,7 @@ impl Manifest {
             trained_rows: router.map_or(0, |router| router.trained_rows),
             buckets: router.map_or(0, |router| router.buckets),
             reserved: 0,
+            calibration: router.map_or(Calibration::EVERYTHING, |r| r.calibration).shares(),
             router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
         };
         let segments: Vec<SegmentEntry> = self
@@ -180,6 +185,7 @@ impl Manifest {
             buckets => Some(RouterRef {
                 buckets,
                 trained_rows: head.trained_rows,
+                calibration: Calibration::from_shares(head.calibration)?,
                 column: column(&head.router, Kind::Router)?,
             }),
         };

@@ -10,9 +10,11 @@
 //! Nothing needs to know how many rows will be asked for: each further row costs the few vectors
 //! whose bounds it passes, and the set of probed buckets widens ahead of what has been delivered.
 
+mod calibration;
 mod frontier;
 mod probe;
 mod query;
 
+pub use calibration::{Calibration, Trial, RECALLS};
 pub use probe::Effort;
 pub use query::{Bucket, Hit, Order, Params, Rows, Search, Source};

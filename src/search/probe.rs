@@ -1,5 +1,7 @@
 //! Which buckets, in which order, and how many rows of them.
 
+use super::calibration::Calibration;
+
 /// The buckets in the order of their scores, sorted only as far as they are probed.
 pub struct ProbeOrder {
     buckets: Vec<(f32, u32)>,
@@ -51,16 +53,15 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// The effort to find `recall` of the nearest rows among `rows` in `buckets` buckets.
+    /// The effort to find `recall` of the nearest rows among `rows`.
     ///
     /// From 1 on, every row is looked at and every bound is rigorous.
-    pub fn new(recall: f64, rows: u64, buckets: usize) -> Effort {
+    pub fn new(recall: f64, rows: u64, calibration: &Calibration) -> Effort {
         if recall >= 1.0 {
             return Effort { first: u64::MAX, each: 0, exact: true };
         }
-        let share = share_of_rows(recall, rows);
-        let bucket = rows / buckets.max(1) as u64;
-        let first = ((rows as f64 * share) as u64).max(4 * bucket).max(FEWEST_ROWS);
+        let first = (rows as f64 * calibration.share(recall)) as u64;
+        let first = first.max(FEWEST_ROWS);
         Effort { first, each: first.div_ceil(DELIVERED_PER_FIRST), exact: false }
     }
 
@@ -79,11 +80,6 @@ impl Effort {
 const FEWEST_ROWS: u64 = 1_000;
 /// Rows delivered before the probed set begins to widen.
 const DELIVERED_PER_FIRST: u64 = 100;
-
-fn share_of_rows(recall: f64, rows: u64) -> f64 {
-    let _ = (recall, rows);
-    0.1
-}
 
 #[cfg(test)]
 mod tests {
@@ -104,10 +100,12 @@ mod tests {
 
     #[test]
     fn more_recall_is_never_less_effort() {
+        let shares = [0.001, 0.002, 0.003, 0.005, 0.008, 0.01, 0.02, 0.03];
+        let calibration = Calibration::from_shares(shares).unwrap();
         for rows in [0, 10, 10_000, 1_000_000, 1_000_000_000] {
             let efforts: Vec<u64> = [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
                 .iter()
-                .map(|recall| Effort::new(*recall, rows, 1000).rows(0))
+                .map(|recall| Effort::new(*recall, rows, &calibration).rows(0))
                 .collect();
             assert!(efforts.is_sorted(), "{rows}: {efforts:?}");
         }
@@ -115,7 +113,8 @@ mod tests {
 
     #[test]
     fn the_probed_set_widens_ahead_of_what_is_delivered() {
-        let effort = Effort::new(0.95, 1_000_000, 8000);
+        let calibration = Calibration::from_shares([0.01; 8]).unwrap();
+        let effort = Effort::new(0.95, 1_000_000, &calibration);
         assert_eq!(effort.rows(0), effort.rows(50));
         assert!(effort.rows(1000) >= 5 * effort.rows(0));
     }

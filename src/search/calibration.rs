@@ -1,0 +1,202 @@
+//! How many rows a recall costs on the data at hand, found by trial.
+//!
+//! Some rows are taken as queries. Their exact nearest neighbours say, for each, how many rows
+//! had to be looked at, bucket by bucket in probe order, until the neighbour's bucket came up.
+//! The share of neighbours found within a number of rows is the recall of looking at as many.
+
+use crate::cluster::{Router, Stopped};
+use crate::metric::Metric;
+use crate::quant;
+use crate::search::probe::ProbeOrder;
+use rayon::prelude::*;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The recalls whose cost is known.
+pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
+
+/// Neighbours looked for, for each query.
+const NEIGHBOURS: usize = 10;
+
+/// Queries are rows the router was trained on; others fall less well into its buckets.
+const MARGIN: f64 = 1.5;
+
+/// For each of [`RECALLS`], the share of all rows to look at. Ascending, within 0 and 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Calibration([f32; RECALLS.len()]);
+
+impl Calibration {
+    /// Every row is looked at.
+    pub const EVERYTHING: Calibration = Calibration([1.0; RECALLS.len()]);
+
+    /// Takes shares that were stored; none unless they are ascending and within 0 and 1.
+    pub fn from_shares(shares: [f32; RECALLS.len()]) -> Option<Calibration> {
+        let valid = shares.is_sorted() && shares.iter().all(|share| (0.0..=1.0).contains(share));
+        valid.then_some(Calibration(shares))
+    }
+
+    /// The shares, to be stored.
+    pub fn shares(&self) -> [f32; RECALLS.len()] {
+        self.0
+    }
+
+    /// The share of all rows to look at for `recall`; between known recalls it is interpolated.
+    pub fn share(&self, recall: f64) -> f64 {
+        let after = RECALLS.partition_point(|known| *known < recall);
+        let share = |at: usize| self.0.get(at).map_or(1.0, |share| f64::from(*share));
+        let known = |at: usize| RECALLS.get(at).copied().unwrap_or(1.0);
+        if after == 0 {
+            return share(0);
+        }
+        let (low, high) = (after - 1, after);
+        let part = ((recall - known(low)) / (known(high) - known(low))).clamp(0.0, 1.0);
+        share(low) + part * (share(high) - share(low))
+    }
+}
+
+/// Queries whose nearest rows are being found among rows that pass by.
+pub struct Trial {
+    metric: Metric,
+    dims: usize,
+    queries: Vec<f32>,
+    /// For each query its nearest rows so far, nearest first: rank and number.
+    nearest: Vec<Vec<(f64, usize)>>,
+}
+
+impl Trial {
+    /// A trial with these queries, row-major.
+    pub fn new(metric: Metric, dims: usize, queries: Vec<f32>) -> Trial {
+        let nearest = vec![Vec::with_capacity(NEIGHBOURS + 1); queries.len() / dims];
+        Trial { metric, dims, queries, nearest }
+    }
+
+    /// Takes note of the rows from number `first` on. A row equal to the query is passed over:
+    /// usually it is the query.
+    ///
+    /// # Errors
+    /// [`Stopped`] when `stop` was set.
+    pub fn observe(
+        &mut self,
+        first: usize,
+        vectors: &[f32],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let (metric, dims) = (self.metric, self.dims);
+        let queries = self.queries.par_chunks(dims);
+        queries.zip(&mut self.nearest).try_for_each(|(query, nearest)| {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Stopped);
+            }
+            for (vector, row) in vectors.chunks_exact(dims).zip(first..) {
+                let rank = metric.rank(query, vector);
+                let full = nearest.len() == NEIGHBOURS;
+                if full && nearest.last().is_some_and(|(worst, _)| rank >= *worst) {
+                    continue;
+                }
+                if rank.is_nan() || vector == query {
+                    continue;
+                }
+                let place = nearest.partition_point(|(better, _)| *better <= rank);
+                nearest.insert(place, (rank, row));
+                nearest.truncate(NEIGHBOURS);
+            }
+            Ok(())
+        })
+    }
+
+    /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row.
+    pub fn finish(self, router: &Router, buckets: &[u32]) -> Calibration {
+        let mut rows_of = vec![0u64; router.len()];
+        buckets.iter().for_each(|bucket| rows_of[*bucket as usize] += 1);
+        let mut looked_at: Vec<u64> = self
+            .queries
+            .par_chunks(self.dims)
+            .zip(&self.nearest)
+            .flat_map_iter(|(query, nearest)| {
+                let wanted = nearest.iter().map(|(_, row)| buckets[*row]).collect();
+                rows_until(self.metric, router, query, &rows_of, wanted)
+            })
+            .collect();
+        looked_at.sort_unstable();
+        let total = buckets.len().max(1) as f64;
+        Calibration(RECALLS.map(|recall| {
+            let rank = (looked_at.len() as f64 * recall).ceil() as usize;
+            let rows = looked_at.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
+            (rows as f64 * MARGIN / total).min(1.0) as f32
+        }))
+    }
+}
+
+/// For each of the `wanted` buckets, the rows that are looked at until it has been probed.
+fn rows_until(
+    metric: Metric,
+    router: &Router,
+    query: &[f32],
+    rows_of: &[u64],
+    mut wanted: Vec<u32>,
+) -> Vec<u64> {
+    let mut routed = query.to_vec();
+    if metric == Metric::Cosine {
+        quant::normalize(query, &mut routed);
+    }
+    let mut scores = Vec::new();
+    router.scores(&routed, &mut scores);
+    let mut looked_at = 0;
+    let mut found = Vec::with_capacity(wanted.len());
+    for bucket in ProbeOrder::new(&scores) {
+        looked_at += rows_of[bucket as usize];
+        let before = wanted.len();
+        wanted.retain(|wanted| *wanted != bucket);
+        found.extend(std::iter::repeat_n(looked_at, before - wanted.len()));
+        if wanted.is_empty() {
+            break;
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{rngs::SmallRng, Rng, SeedableRng};
+
+    #[test]
+    fn shares_are_interpolated_and_end_with_all_rows() {
+        let shares = [0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3];
+        let calibration = Calibration::from_shares(shares).unwrap();
+        assert_eq!(calibration.share(0.1), f64::from(0.01f32));
+        assert!((calibration.share(0.95) - 0.05).abs() < 1e-6);
+        assert!((calibration.share(0.925) - 0.04).abs() < 1e-6);
+        assert!((calibration.share(1.0) - 1.0).abs() < 1e-6);
+        assert!(calibration.share(0.9995) > 0.3);
+    }
+
+    #[test]
+    fn shares_that_nobody_wrote_are_refused() {
+        assert_eq!(Calibration::from_shares([0.5; 8].map(|s: f32| s * 3.0)), None);
+        assert_eq!(Calibration::from_shares([0.5, 0.4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), None);
+        assert_eq!(Calibration::from_shares([f32::NAN; 8]), None);
+    }
+
+    #[test]
+    fn blobs_apart_are_found_in_their_own_bucket() {
+        let mut rng = SmallRng::seed_from_u64(3);
+        let centroids: Vec<f32> = (0..20).flat_map(|i| [i as f32 * 100.0, 0.0]).collect();
+        let rows: Vec<f32> = (0..4000)
+            .flat_map(|i| [(i % 20) as f32 * 100.0 + rng.random::<f32>(), rng.random::<f32>()])
+            .collect();
+        let buckets: Vec<u32> = (0..4000).map(|i| i % 20).collect();
+        let router = Router::new(Metric::L2, 2, centroids, vec![0.5; 20]);
+        let mut trial = Trial::new(Metric::L2, 2, rows[..200].to_vec());
+        trial.observe(0, &rows[..4000], &AtomicBool::new(false)).unwrap();
+        trial.observe(2000, &rows[4000..], &AtomicBool::new(false)).unwrap();
+        let shares = trial.finish(&router, &buckets).shares();
+        assert!(shares.iter().all(|share| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn without_queries_everything_is_looked_at() {
+        let router = Router::new(Metric::L2, 2, vec![0.0; 2], vec![0.0]);
+        let trial = Trial::new(Metric::L2, 2, Vec::new());
+        assert_eq!(trial.finish(&router, &[0; 100]), Calibration::EVERYTHING);
+    }
+}
