@@ -17,6 +17,8 @@
 //! Those up to [`search`] are plain Rust and build without PostgreSQL
 //! (`--no-default-features`).
 
+#![warn(missing_docs)]
+
 pub mod arena;
 pub mod cluster;
 pub mod metric;
@@ -29,7 +31,7 @@ mod am;
 #[cfg(feature = "pg15")]
 mod janitor;
 #[cfg(feature = "pg15")]
-pub mod page;
+mod page;
 #[cfg(feature = "pg15")]
 mod vector;
 

@@ -97,8 +97,8 @@ pub unsafe extern "C-unwind" fn amgettuple(
     // SAFETY: `opaque` is ambeginscan's state, and no other reference to it or to the descriptor
     // is alive during the call.
     let (scan, state) = unsafe { (&mut *scan, &mut *(*scan).opaque.cast::<Scan>()) };
+    require_mvcc(scan);
     if let Delivery::Query(query) = &mut state.delivery {
-        require_mvcc(scan);
         let query = std::mem::take(query);
         let ordered = Ordered::start(state.index, query, HashSet::new()).or_raise(state.index);
         state.delivery = Delivery::Ordered(Box::new(ordered));

@@ -2,7 +2,7 @@
 
 use crate::arena::{self, Arena, ArenaError};
 use crate::cluster::Router;
-use crate::janitor::{arena_place, load_router, rebuild_arena, JobLock};
+use crate::janitor::{arena_place, load_router, rebuild_arena, sweep_if_idle, JobLock};
 use crate::metric::Metric;
 use crate::page::{
     BucketShape, Identity, Index, Manifest, Read, Segment, Tid, TidReader, VectorReader, View,
@@ -157,6 +157,7 @@ impl LiveSegment {
                 if arena.is_none() {
                     let shapes = load_shapes()?;
                     arena = rebuild_arena(index, metric, dims, router, &segment, &shapes)?;
+                    sweep_if_idle(index)?;
                 }
             }
         }

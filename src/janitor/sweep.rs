@@ -1,7 +1,8 @@
 //! Where arenas are, and the removal of those nobody needs.
 
+use super::lock::JobLock;
 use crate::arena::{self, ArenaName, Listed};
-use crate::page::{Identity, Index, Manifest};
+use crate::page::{Identity, Index, Manifest, Read, View};
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -50,6 +51,20 @@ pub fn sweep(index: Index, manifest: &Manifest) {
             }
         }
     }
+}
+
+/// As [`sweep`], by whoever noticed that an arena was missing: on a standby no job does it.
+///
+/// While a job runs there is nothing to do: it sweeps when it commits.
+///
+/// # Errors
+/// What reading the manifest gave.
+pub fn sweep_if_idle(index: Index) -> Read<()> {
+    let Some(_job) = JobLock::try_acquire(index) else { return Ok(()) };
+    let view = View::take(index)?;
+    let (manifest, _) = Manifest::read(index, view.manifest())?;
+    sweep(index, &manifest);
+    Ok(())
 }
 
 /// Removes all arenas of a relation that is gone, or about to be.

@@ -51,11 +51,6 @@ impl View {
         self.meta.manifest
     }
 
-    /// How often the manifest was flipped before.
-    pub fn manifest_version(&self) -> u64 {
-        self.meta.manifest_version
-    }
-
     /// Owner of the log's pages.
     pub fn log_id(&self) -> Identity {
         self.meta.log_id

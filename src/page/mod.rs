@@ -29,7 +29,7 @@ mod segment;
 mod space;
 mod wal;
 
-pub use column::{Column, ColumnReader, ColumnWriter};
+pub use column::{Column, ColumnWriter};
 pub use fault::{Fault, OrRaise, Read};
 pub use identity::Identity;
 pub use layout::{Kind, Tid};

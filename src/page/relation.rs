@@ -24,24 +24,12 @@ impl Index {
         self.0
     }
 
-    /// Its OID.
-    pub fn oid(self) -> pg_sys::Oid {
-        // SAFETY: the relation is open.
-        unsafe { (*self.0).rd_id }
-    }
-
     /// Its name, for messages.
     pub fn name(self) -> String {
         // SAFETY: the relation is open, so its pg_class row and the name in it are there.
         unsafe { CStr::from_ptr((*(*self.0).rd_rel).relname.data.as_ptr()) }
             .to_string_lossy()
             .into_owned()
-    }
-
-    /// Whether only this session sees it.
-    pub fn is_temporary(self) -> bool {
-        // SAFETY: the relation is open.
-        unsafe { (*(*self.0).rd_rel).relpersistence as u8 == pg_sys::RELPERSISTENCE_TEMP }
     }
 
     /// Path of the main fork, relative to the data directory.
