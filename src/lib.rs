@@ -6,7 +6,7 @@
 //! |---|---|
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | `quant` | int8 codes of residuals and the bounds of their error |
-//! | `cluster` | k-means and the router over its centroids |
+//! | [`cluster`] | k-means and the router over its centroids |
 //! | `arena` | mmapped files of codes, derived from pages |
 //! | `search` | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
@@ -17,6 +17,7 @@
 //! Those up to `search` are plain Rust and build without PostgreSQL
 //! (`--no-default-features`).
 
+pub mod cluster;
 pub mod metric;
 pub mod simd;
 

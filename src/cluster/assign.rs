@@ -1,0 +1,326 @@
+//! The nearest centroid of many rows, as a blocked matrix product.
+//!
+//! `|x - c|^2` is least where `|c|^2 - 2 <x, c>` is, so that nearly all the work is the product of
+//! the rows and the centroids. It is blocked for registers and caches after Goto and van de Geijn,
+//! "Anatomy of High-Performance Matrix Multiplication" (2008): panels of 32 centroids stay in the
+//! nearest cache while packed tiles of 12 rows run past them. Both sides are shifted by the mean of
+//! the centroids, because the difference of two large numbers would lose what tells the centroids
+//! apart where the data lies far from the origin.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use rayon::prelude::*;
+
+use super::{check, Stopped};
+use crate::simd::{kernels, Kernels, Tile, TilePanels, TILE_COLS, TILE_ROWS};
+
+/// Bytes of packed rows that one task works on: a good part of a core's second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles in a block of rows, at most.
+const BLOCK_TILES: usize = 16;
+
+/// Components that are multiplied in one go, so that a panel's part stays in the nearest cache.
+const DEPTH: usize = 256;
+
+const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
+
+/// Centroids packed for the search.
+pub struct PackedCentroids {
+    dim: usize,
+    count: usize,
+    /// Subtracted from rows and centroids alike.
+    shift: Vec<f32>,
+    /// Panels of `TILE_COLS` centroids, each `dim` times the same component of all of them.
+    panels: Vec<f32>,
+    /// For each panel the squared lengths; infinite for the places after the last centroid.
+    norms: Vec<[f32; TILE_COLS]>,
+}
+
+/// Stands for no centroid in a layout.
+pub(super) const EMPTY: u32 = u32::MAX;
+
+impl PackedCentroids {
+    /// Packs row-major centroids of `dim` components.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn new(
+        centroids: &[f32],
+        dim: usize,
+        stop: &AtomicBool,
+    ) -> Result<PackedCentroids, Stopped> {
+        let shift = mean(centroids, dim, stop)?;
+        let count = centroids.len().checked_div(dim).unwrap_or(0);
+        let layout: Vec<u32> = (0..count as u32).collect();
+        PackedCentroids::with_layout(centroids, &layout, shift, stop)
+    }
+
+    /// Packs the centroids that a layout names, in its order, [`EMPTY`] ones as never the nearest.
+    pub(super) fn with_layout(
+        centroids: &[f32],
+        layout: &[u32],
+        shift: Vec<f32>,
+        stop: &AtomicBool,
+    ) -> Result<PackedCentroids, Stopped> {
+        let (dim, count) = (shift.len(), layout.len());
+        let panel_count = count.div_ceil(TILE_COLS);
+        let mut panels = vec![0.0; panel_count * dim * TILE_COLS];
+        let mut norms = vec![[f32::INFINITY; TILE_COLS]; panel_count];
+        let norm = kernels().inner_product;
+        if count > 0 {
+            panels
+                .par_chunks_exact_mut(dim * TILE_COLS)
+                .zip(&mut norms)
+                .zip(layout.par_chunks(TILE_COLS))
+                .try_for_each_init(
+                    || vec![0.0; dim],
+                    |shifted, ((panel, norms), layout)| {
+                        check(stop)?;
+                        for (col, &number) in layout.iter().enumerate() {
+                            if number == EMPTY {
+                                continue;
+                            }
+                            let centroid = &centroids[number as usize * dim..][..dim];
+                            for (x, (c, shift)) in
+                                shifted.iter_mut().zip(centroid.iter().zip(&shift))
+                            {
+                                *x = c - shift;
+                            }
+                            norms[col] = norm(shifted, shifted);
+                            for (step, x) in panel.chunks_exact_mut(TILE_COLS).zip(shifted.iter()) {
+                                step[col] = *x;
+                            }
+                        }
+                        Ok(())
+                    },
+                )?;
+        }
+        Ok(PackedCentroids { dim, count, shift, panels, norms })
+    }
+
+    /// How many centroids there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Writes the number of the nearest centroid of each row to `out`, the lowest of equals.
+    ///
+    /// Rows and results correspond up to the shorter of the two. A row that has no nearest centroid,
+    /// because a distance is no number or there are no centroids, gets 0.
+    pub fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+        if self.is_empty() {
+            out.fill(0);
+            return Ok(());
+        }
+        let tile_bytes = self.dim * TILE_ROWS * size_of::<f32>();
+        let block_rows = (BLOCK_BYTES / tile_bytes).clamp(1, BLOCK_TILES) * TILE_ROWS;
+        rows.par_chunks(block_rows * self.dim)
+            .zip(out.par_chunks_mut(block_rows))
+            .try_for_each_init(Workspace::default, |workspace, (rows, out)| {
+                workspace.pack(rows.chunks_exact(self.dim), &self.shift);
+                workspace.search(self, 0..self.norms.len(), stop)?;
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = workspace.found(i));
+                Ok(())
+            })
+    }
+}
+
+/// The nearest of `centroids` for each row, into `out`; see [`PackedCentroids::nearest`].
+pub fn nearest(
+    rows: &[f32],
+    dim: usize,
+    centroids: &[f32],
+    out: &mut [u32],
+    stop: &AtomicBool,
+) -> Result<(), Stopped> {
+    PackedCentroids::new(centroids, dim, stop)?.nearest(rows, out, stop)
+}
+
+/// The mean of the rows; zeros where it is not finite.
+pub(super) fn mean(rows: &[f32], dim: usize, stop: &AtomicBool) -> Result<Vec<f32>, Stopped> {
+    if dim == 0 || rows.is_empty() {
+        return Ok(vec![0.0; dim]);
+    }
+    let mut sums = vec![0.0f64; dim];
+    for row in rows.chunks_exact(dim) {
+        check(stop)?;
+        for (sum, &x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(x);
+        }
+    }
+    let count = (rows.len() / dim) as f64;
+    let mean = sums.into_iter().map(|sum| (sum / count) as f32);
+    Ok(mean.map(|x| if x.is_finite() { x } else { 0.0 }).collect())
+}
+
+/// What one thread needs for a block of rows.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// Tiles of rows, each `dim` times the same component of `TILE_ROWS` rows.
+    packed: Vec<f32>,
+    products: Vec<Tile>,
+    best: Vec<Tile>,
+    best_panel: Vec<TilePanels>,
+}
+
+impl Workspace {
+    /// Packs the rows into tiles, the last filled up with zeros, and forgets earlier ones.
+    pub(super) fn pack<'a>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'a [f32]>,
+        shift: &[f32],
+    ) {
+        let dim = shift.len();
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        self.packed.clear();
+        self.packed.resize(tiles * dim * TILE_ROWS, 0.0);
+        for (i, row) in rows.enumerate() {
+            let tile = &mut self.packed[i / TILE_ROWS * dim * TILE_ROWS..][..dim * TILE_ROWS];
+            let (steps, _) = tile.as_chunks_mut::<TILE_ROWS>();
+            for (step, (x, shift)) in steps.iter_mut().zip(row.iter().zip(shift)) {
+                step[i % TILE_ROWS] = x - shift;
+            }
+        }
+        self.products.resize(tiles, [0.0; TILE_LEN]);
+        self.best.clear();
+        self.best.resize(tiles, [f32::INFINITY; TILE_LEN]);
+        self.best_panel.clear();
+        self.best_panel.resize(tiles, [0; TILE_LEN]);
+    }
+
+    /// Looks for nearer centroids in the panels of that range.
+    pub(super) fn search(
+        &mut self,
+        centroids: &PackedCentroids,
+        panels: Range<usize>,
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let k = kernels();
+        for panel in panels {
+            check(stop)?;
+            self.multiply(k, centroids, panel);
+            let tiles = self.products.iter().zip(&mut self.best).zip(&mut self.best_panel);
+            for ((products, best), best_panel) in tiles {
+                (k.tile_nearest)(products, &centroids.norms[panel], panel as u32, best, best_panel);
+            }
+        }
+        Ok(())
+    }
+
+    /// The place in the layout of the nearest centroid found for the i-th packed row.
+    pub(super) fn found(&self, i: usize) -> u32 {
+        let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
+        let scores = &self.best[tile][row..row + TILE_COLS];
+        least(scores, &self.best_panel[tile][row..row + TILE_COLS])
+    }
+
+    /// The products of all packed tiles and one panel.
+    fn multiply(&mut self, k: &Kernels, centroids: &PackedCentroids, panel: usize) {
+        let dim = centroids.dim;
+        let cols = &centroids.panels[panel * dim * TILE_COLS..][..dim * TILE_COLS];
+        self.products.fill([0.0; TILE_LEN]);
+        for from in (0..dim).step_by(DEPTH) {
+            let to = dim.min(from + DEPTH);
+            let cols = &cols[from * TILE_COLS..to * TILE_COLS];
+            for (tile, products) in self.products.iter_mut().enumerate() {
+                let rows = &self.packed[tile * dim * TILE_ROWS..][..dim * TILE_ROWS];
+                (k.tile_product)(&rows[from * TILE_ROWS..to * TILE_ROWS], cols, products);
+            }
+        }
+    }
+}
+
+/// The centroid of the least score among a row's columns; of equal scores the lowest number.
+fn least(scores: &[f32], panels: &[u32]) -> u32 {
+    let (mut best, mut number) = (f32::INFINITY, 0);
+    for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
+        let candidate = panel * TILE_COLS as u32 + col as u32;
+        if score < best || (score == best && candidate < number) {
+            (best, number) = (score, candidate);
+        }
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    fn random(rng: &mut SmallRng, n: usize, offset: f32) -> Vec<f32> {
+        (0..n).map(|_| offset + rng.random_range(-1.0f32..1.0)).collect()
+    }
+
+    fn run(rows: &[f32], dim: usize, centroids: &[f32]) -> Vec<u32> {
+        let mut out = vec![u32::MAX; rows.len() / dim];
+        nearest(rows, dim, centroids, &mut out, &AtomicBool::new(false)).unwrap();
+        out
+    }
+
+    fn squared(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
+    }
+
+    #[test]
+    fn the_nearest_is_that_of_a_plain_search() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for dim in [1, 2, 3, 31, 128, 300, 1536] {
+            for (n, count) in [(1, 1), (11, 33), (13, 64), (200, 100), (37, 1000)] {
+                for offset in [0.0, 1000.0] {
+                    let rows = random(&mut rng, n * dim, offset);
+                    let centroids = random(&mut rng, count * dim, offset);
+                    let found = run(&rows, dim, &centroids);
+                    for (row, &found) in rows.chunks(dim).zip(&found) {
+                        let distances: Vec<f64> =
+                            centroids.chunks(dim).map(|c| squared(row, c)).collect();
+                        let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
+                        // Rounding may swap two that are as good as equally near.
+                        let allowed = least + 1e-6 * dim as f64;
+                        assert!(distances[found as usize] <= allowed, "{dim} dimensions");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_that_are_centroids_find_themselves() {
+        let mut rng = SmallRng::seed_from_u64(2);
+        for dim in [2, 100, 16_000] {
+            let centroids = random(&mut rng, 70 * dim, 5.0);
+            assert_eq!(run(&centroids, dim, &centroids), (0..70).collect::<Vec<u32>>());
+        }
+    }
+
+    #[test]
+    fn of_equals_the_first_is_taken() {
+        let centroids = [3.0f32, 1.0].repeat(100);
+        assert_eq!(run(&[3.0, 1.0, 0.0, 0.0], 2, &centroids), [0, 0]);
+    }
+
+    #[test]
+    fn degenerate_input_gives_a_number_of_a_centroid() {
+        assert_eq!(run(&[1.0, 2.0], 1, &[]), [0, 0]);
+        assert_eq!(run(&[], 3, &[1.0, 2.0, 3.0]), [0u32; 0]);
+        let rows = [f32::INFINITY, f32::NAN, 3e38, -3e38];
+        for number in run(&rows, 2, &[1.0, f32::INFINITY, 0.0, 0.0, 3e38, -3e38]) {
+            assert!(number < 3);
+        }
+    }
+
+    #[test]
+    fn a_raised_flag_stops_the_search() {
+        let rows = vec![1.0; 3000];
+        let mut out = vec![0; 1000];
+        let stop = AtomicBool::new(true);
+        assert_eq!(nearest(&rows, 3, &[1.0; 3], &mut out, &stop), Err(Stopped));
+    }
+}

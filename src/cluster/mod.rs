@@ -1,0 +1,26 @@
+//! Clustering: k-means, the search for the nearest centroid, and the router that decides which
+//! buckets a query looks into.
+//!
+//! Vectors come as row-major slices of `dim` components a row. The long loops run on the current
+//! rayon pool, which is the caller's to install, and look at the caller's stop flag many times a
+//! second. Results depend on the seed alone, not on the number of threads.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub mod assign;
+pub mod kmeans;
+pub mod router;
+
+/// The caller's stop flag went up before the work was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
+/// Fails once the flag is up.
+fn check(stop: &AtomicBool) -> Result<(), Stopped> {
+    if stop.load(Ordering::Relaxed) {
+        Err(Stopped)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,206 @@
+//! The router: which buckets a row belongs to, and in what order a query looks into them.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::OnceLock;
+
+use super::assign::PackedCentroids;
+use super::Stopped;
+use crate::metric::Metric;
+use crate::simd::kernels;
+
+/// By how many standard deviations the best row of a bucket is taken to exceed the product of the
+/// query and the centroid. Rows scatter about the centroid by `radius / sqrt(dim)` along a
+/// direction; three of them take the fewest rows to a recall on word vectors and image descriptors.
+const PRODUCT_REACH: f32 = 3.0;
+
+/// The parts of a router do not fit together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("centroids, radii and counts of a router do not fit together")]
+pub struct Mismatch;
+
+/// Centroids of buckets, and what is known of the rows in each.
+pub struct Router {
+    metric: Metric,
+    dim: usize,
+    centroids: Vec<f32>,
+    radii: Vec<f32>,
+    counts: Vec<u64>,
+    packed: OnceLock<PackedCentroids>,
+}
+
+impl Router {
+    /// A router over row-major centroids of `dim` components. For each there is a radius, the root
+    /// mean square distance of its bucket's rows to it, and the number of those rows.
+    ///
+    /// # Errors
+    /// [`Mismatch`] when the numbers of centroids, radii and counts differ or `dim` is zero.
+    pub fn new(
+        metric: Metric,
+        dim: usize,
+        centroids: Vec<f32>,
+        radii: Vec<f32>,
+        counts: Vec<u64>,
+    ) -> Result<Router, Mismatch> {
+        let fits = dim > 0
+            && dim.checked_mul(radii.len()) == Some(centroids.len())
+            && radii.len() == counts.len();
+        if !fits {
+            return Err(Mismatch);
+        }
+        Ok(Router { metric, dim, centroids, radii, counts, packed: OnceLock::new() })
+    }
+
+    /// The distance the buckets are searched by.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// Components of a centroid.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How many buckets there are.
+    pub fn len(&self) -> usize {
+        self.radii.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.radii.is_empty()
+    }
+
+    /// The centroid of a bucket. Panics when there is no such bucket.
+    pub fn centroid(&self, bucket: usize) -> &[f32] {
+        &self.centroids[bucket * self.dim..][..self.dim]
+    }
+
+    /// All centroids, row-major.
+    pub fn centroids(&self) -> &[f32] {
+        &self.centroids
+    }
+
+    /// For each bucket the root mean square distance of its rows to the centroid.
+    pub fn radii(&self) -> &[f32] {
+        &self.radii
+    }
+
+    /// For each bucket the number of its rows.
+    pub fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
+    /// distance, whatever the metric. For [`Metric::Cosine`] the rows have unit length.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+        let packed = match self.packed.get() {
+            Some(packed) => packed,
+            None => {
+                let packed = PackedCentroids::new(&self.centroids, self.dim, stop)?;
+                self.packed.get_or_init(|| packed)
+            }
+        };
+        packed.nearest(rows, out, stop)
+    }
+
+    /// Writes a score for each bucket to `out`; the least is to be looked into first.
+    ///
+    /// For [`Metric::Cosine`] the query has unit length.
+    pub fn scores(&self, query: &[f32], out: &mut Vec<f32>) {
+        out.clear();
+        let k = kernels();
+        let centroids = self.centroids.chunks_exact(self.dim);
+        match self.metric {
+            Metric::L2 => out.extend(centroids.map(|c| (k.l2_squared)(query, c))),
+            Metric::L1 => out.extend(centroids.map(|c| (k.l1)(query, c))),
+            Metric::Cosine => out.extend(centroids.map(|c| -(k.inner_product)(query, c))),
+            Metric::InnerProduct => {
+                let length = (k.inner_product)(query, query).sqrt();
+                let reach = PRODUCT_REACH * length / (self.dim as f32).sqrt();
+                let scored = centroids.zip(&self.radii);
+                out.extend(
+                    scored.map(|(c, radius)| -((k.inner_product)(query, c) + reach * radius)),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(metric: Metric) -> Router {
+        let centroids = vec![1.0, 0.0, 0.0, 2.0, -1.0, -1.0];
+        Router::new(metric, 2, centroids, vec![0.5, 0.25, 4.0], vec![10, 20, 30]).unwrap()
+    }
+
+    fn order(metric: Metric, query: &[f32]) -> Vec<usize> {
+        let mut scores = vec![f32::NAN; 7];
+        router(metric).scores(query, &mut scores);
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+        order
+    }
+
+    #[test]
+    fn parts_that_do_not_fit_are_refused() {
+        let new = |dim, values, radii, counts| {
+            Router::new(Metric::L2, dim, vec![0.0; values], vec![0.0; radii], vec![0; counts])
+        };
+        assert!(new(2, 6, 3, 3).is_ok());
+        assert!(new(2, 0, 0, 0).is_ok_and(|r| r.is_empty()));
+        for (dim, values, radii, counts) in
+            [(0, 0, 0, 0), (2, 5, 3, 3), (2, 6, 2, 3), (2, 6, 3, 4), (usize::MAX, 6, 3, 3)]
+        {
+            assert_eq!(new(dim, values, radii, counts).err(), Some(Mismatch));
+        }
+    }
+
+    #[test]
+    fn what_went_in_comes_out() {
+        let router = router(Metric::L1);
+        assert_eq!((router.metric(), router.dim(), router.len()), (Metric::L1, 2, 3));
+        assert_eq!(router.centroid(1), [0.0, 2.0]);
+        assert_eq!(router.centroids().len(), 6);
+        assert_eq!(router.radii(), [0.5, 0.25, 4.0]);
+        assert_eq!(router.counts(), [10, 20, 30]);
+    }
+
+    #[test]
+    fn rows_go_to_the_nearest_centroid_whatever_the_metric() {
+        for metric in [Metric::L2, Metric::InnerProduct, Metric::Cosine, Metric::L1] {
+            let mut out = [9; 4];
+            let rows = [5.0, 0.0, 0.1, 1.5, -9.0, 0.0, 0.9, 0.1];
+            router(metric).assign(&rows, &mut out, &AtomicBool::new(false)).unwrap();
+            assert_eq!(out, [0, 1, 2, 0]);
+        }
+        let stop = AtomicBool::new(true);
+        assert_eq!(router(Metric::L2).assign(&[0.0; 2], &mut [0], &stop), Err(Stopped));
+    }
+
+    #[test]
+    fn the_nearest_bucket_is_looked_into_first() {
+        assert_eq!(order(Metric::L2, &[0.0, 1.1]), [1, 0, 2]);
+        assert_eq!(order(Metric::L1, &[-1.0, -0.6]), [2, 0, 1]);
+        assert_eq!(order(Metric::Cosine, &[0.8, 0.6]), [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_wide_bucket_may_hold_the_greatest_product() {
+        // The third centroid's own product is the least, but its rows lie far about it.
+        let query = [1.0, 0.0];
+        let mut scores = Vec::new();
+        router(Metric::InnerProduct).scores(&query, &mut scores);
+        let expected: Vec<f32> = [(1.0, 0.5), (0.0, 0.25), (-1.0, 4.0)]
+            .map(|(product, radius): (f32, f32)| -(product + PRODUCT_REACH * radius / 2f32.sqrt()))
+            .to_vec();
+        for (score, expected) in scores.iter().zip(&expected) {
+            assert!((score - expected).abs() < 1e-6);
+        }
+        assert_eq!(order(Metric::InnerProduct, &query)[0], 2);
+    }
+}
