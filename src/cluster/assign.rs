@@ -100,6 +100,16 @@ impl PackedCentroids {
         Ok(PackedCentroids { dim, count, shift, panels, norms })
     }
 
+    /// How many panels there are.
+    pub(super) fn panels(&self) -> usize {
+        self.norms.len()
+    }
+
+    /// What rows are shifted by.
+    pub(super) fn shift(&self) -> &[f32] {
+        &self.shift
+    }
+
     /// How many centroids there are.
     pub fn len(&self) -> usize {
         self.count
@@ -125,7 +135,7 @@ impl PackedCentroids {
             .zip(out.par_chunks_mut(block_rows))
             .try_for_each_init(Workspace::default, |workspace, (rows, out)| {
                 workspace.pack(rows.chunks_exact(self.dim), &self.shift);
-                workspace.search(self, 0..self.norms.len(), stop)?;
+                workspace.search(self, 0..self.panels(), stop)?;
                 out.iter_mut().enumerate().for_each(|(i, out)| *out = workspace.found(i));
                 Ok(())
             })
@@ -219,6 +229,24 @@ impl Workspace {
         let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
         let scores = &self.best[tile][row..row + TILE_COLS];
         least(scores, &self.best_panel[tile][row..row + TILE_COLS])
+    }
+
+    /// For each of the first `rows` packed rows in turn calls `each` with the scores of a panel's
+    /// centroids: squared distances, but for a summand that is the row's own.
+    pub(super) fn scores(
+        &mut self,
+        centroids: &PackedCentroids,
+        panel: usize,
+        rows: usize,
+        mut each: impl FnMut(usize, &[f32; TILE_COLS]),
+    ) {
+        self.multiply(kernels(), centroids, panel);
+        let norms = &centroids.norms[panel];
+        for (row, products) in
+            self.products.as_flattened().as_chunks::<TILE_COLS>().0.iter().enumerate().take(rows)
+        {
+            each(row, &std::array::from_fn(|col| norms[col] - 2.0 * products[col]));
+        }
     }
 
     /// The products of all packed tiles and one panel.

@@ -253,13 +253,13 @@ fn draw(weights: &[f32], rng: &mut StdRng) -> Option<usize> {
 }
 
 /// The rows of each cluster.
-struct Members {
+pub(super) struct Members {
     rows: Vec<u32>,
     ends: Vec<usize>,
 }
 
 impl Members {
-    fn new(nearest: &[u32], clusters: usize) -> Members {
+    pub(super) fn new(nearest: &[u32], clusters: usize) -> Members {
         let mut ends = vec![0; clusters];
         for &cluster in nearest {
             ends[cluster as usize] += 1;
@@ -284,8 +284,13 @@ impl Members {
         start..self.ends[cluster]
     }
 
-    fn of(&self, cluster: usize) -> &[u32] {
+    pub(super) fn of(&self, cluster: usize) -> &[u32] {
         &self.rows[self.range(cluster)]
+    }
+
+    /// All rows, cluster by cluster.
+    pub(super) fn into_rows(self) -> Vec<u32> {
+        self.rows
     }
 }
 
@@ -314,7 +319,7 @@ fn lloyd(
             })
             .collect::<Result<_, _>>()?;
         let objective: f64 = inertia.iter().sum();
-        let rescued = rescue_empty(samples, dim, &members, inertia, centroids, rng);
+        let rescued = rescue_empty(samples, dim, &members, inertia, centroids, rng, stop)?;
         // False as well when the objective is infinite: nothing to hope for.
         let gains = before - objective > LEAST_GAIN * objective;
         if !rescued && !gains {
@@ -371,13 +376,15 @@ fn rescue_empty(
     mut inertia: Vec<f64>,
     centroids: &mut Vec<f32>,
     rng: &mut StdRng,
-) -> bool {
+    stop: &AtomicBool,
+) -> Result<bool, Stopped> {
     let clusters = centroids.len() / dim;
     let empty: Vec<usize> = (0..clusters).filter(|&c| members.of(c).is_empty()).collect();
     let mut lost = Vec::new();
     let distance = kernels().l2_squared;
     for &c in &empty {
         let row = loop {
+            check(stop)?;
             let worst = (0..clusters).max_by(|&i, &j| inertia[i].total_cmp(&inertia[j]));
             let Some(worst) = worst.filter(|&worst| inertia[worst] > 0.0) else { break None };
             let centroid = &centroids[worst * dim..][..dim];
@@ -408,7 +415,7 @@ fn rescue_empty(
     for &c in lost.iter().rev() {
         centroids.drain(c * dim..(c + 1) * dim);
     }
-    !empty.is_empty()
+    Ok(!empty.is_empty())
 }
 
 /// Brings a vector to unit length, if it has a length.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub mod assign;
 pub mod kmeans;
 pub mod router;
+mod two_level;
 
 /// The caller's stop flag went up before the work was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

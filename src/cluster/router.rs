@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
 use super::assign::PackedCentroids;
+use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
 use super::Stopped;
 use crate::metric::Metric;
 use crate::simd::kernels;
@@ -25,7 +26,9 @@ pub struct Router {
     centroids: Vec<f32>,
     radii: Vec<f32>,
     counts: Vec<u64>,
+    /// Made by the first assignment; a search has no use for them.
     packed: OnceLock<PackedCentroids>,
+    grouped: OnceLock<GroupedCentroids>,
 }
 
 impl Router {
@@ -47,7 +50,15 @@ impl Router {
         if !fits {
             return Err(Mismatch);
         }
-        Ok(Router { metric, dim, centroids, radii, counts, packed: OnceLock::new() })
+        Ok(Router {
+            metric,
+            dim,
+            centroids,
+            radii,
+            counts,
+            packed: OnceLock::new(),
+            grouped: OnceLock::new(),
+        })
     }
 
     /// The distance the buckets are searched by.
@@ -93,16 +104,21 @@ impl Router {
     /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
     /// distance, whatever the metric. For [`Metric::Cosine`] the rows have unit length.
     ///
+    /// Where there are many buckets and rows, one row in some hundreds may get a bucket that is
+    /// only nearly the nearest.
+    ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
-        let packed = match self.packed.get() {
-            Some(packed) => packed,
-            None => {
-                let packed = PackedCentroids::new(&self.centroids, self.dim, stop)?;
-                self.packed.get_or_init(|| packed)
+        let (centroids, dim) = (&self.centroids, self.dim);
+        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
+        if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
+            let grouped =
+                get_or_try_init(&self.grouped, || GroupedCentroids::new(centroids, dim, stop))?;
+            if grouped.nearest(rows, packed, out, stop)? {
+                return Ok(());
             }
-        };
+        }
         packed.nearest(rows, out, stop)
     }
 
@@ -125,6 +141,17 @@ impl Router {
                     scored.map(|(c, radius)| -((k.inner_product)(query, c) + reach * radius)),
                 );
             }
+        }
+    }
+}
+
+/// The cell's value, made if there is none. Of two made at once, the first stays.
+fn get_or_try_init<T, E>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
         }
     }
 }
@@ -180,6 +207,22 @@ mod tests {
         }
         let stop = AtomicBool::new(true);
         assert_eq!(router(Metric::L2).assign(&[0.0; 2], &mut [0], &stop), Err(Stopped));
+    }
+
+    #[test]
+    fn many_rows_and_buckets_make_no_difference() {
+        // A lattice of centroids, and rows that are each nearer to one than to all others.
+        let centroids: Vec<f32> =
+            (0..4096).flat_map(|i| [i / 256, i / 16 % 16, i % 16].map(|x| x as f32)).collect();
+        let rows: Vec<f32> = [&centroids[..]; 3].concat().iter().map(|x| x + 0.2).collect();
+        let buckets = centroids.len() / 3;
+        let (radii, counts) = (vec![0.0; buckets], vec![0; buckets]);
+        let router = Router::new(Metric::L2, 3, centroids, radii, counts).unwrap();
+        let mut out = vec![u32::MAX; rows.len() / 3];
+        router.assign(&rows, &mut out, &AtomicBool::new(false)).unwrap();
+        assert!(router.grouped.get().is_some());
+        let right = out.iter().enumerate().filter(|(i, &b)| i % buckets == b as usize).count();
+        assert!(right * 1000 >= out.len() * 995, "{right} of {}", out.len());
     }
 
     #[test]
