@@ -1,32 +1,148 @@
-//! Exact assignment of rows to their nearest centroids by blocked matrix products.
+//! The nearest centroid of many rows, as a blocked matrix product.
+//!
+//! `|x - c|^2` is least where `|c|^2 - 2 <x, c>` is, so that nearly all the work is the product of
+//! the rows and the centroids. It is blocked for registers and caches after Goto and van de Geijn,
+//! "Anatomy of High-Performance Matrix Multiplication" (2008): panels of 32 centroids stay in the
+//! nearest cache while packed tiles of 12 rows run past them. Both sides are shifted by the mean of
+//! the centroids, because the difference of two large numbers would lose what tells the centroids
+//! apart where the data lies far from the origin.
 
-use super::{check, Stopped};
-use gemm::{gemm, Parallelism};
-use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-/// Centroids multiplied at a time: with [`ROWS`] this keeps the products within a second-level
-/// cache.
-const BLOCK: usize = 512;
-/// Rows multiplied at a time.
-const ROWS: usize = 128;
-/// Most components of the rows multiplied at a time, unless they are fewer than [`FEWEST_ROWS`].
-const COMPONENTS: usize = 1 << 18;
-/// Fewer rows would waste the product.
-const FEWEST_ROWS: usize = 16;
+use rayon::prelude::*;
 
-/// Finds, for each row of `rows`, the centroid at the least Euclidean distance.
-///
-/// `rows` and `centroids` are row-major with `dim` components each, `out` has one element a row.
-/// The least ||c||^2 - 2<x, c> is looked for, in single precision, after both were moved so that
-/// the centroids' mean is the origin: of two centroids whose distances are the same but for that
-/// rounding either may be found. A row that is not finite gets any of the centroids.
-///
-/// # Errors
-/// [`Stopped`] once `stop` is true; `out` is then partly written.
-///
-/// # Panics
-/// If the lengths do not agree.
+use super::{check, Stopped};
+use crate::simd::{kernels, Kernels, Tile, TilePanels, TILE_COLS, TILE_ROWS};
+
+/// Bytes of packed rows that one task works on: a good part of a core's second-level cache.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Tiles in a block of rows, at most.
+const BLOCK_TILES: usize = 16;
+
+/// Components that are multiplied in one go, so that a panel's part stays in the nearest cache.
+const DEPTH: usize = 256;
+
+const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
+
+/// Centroids packed for the search.
+pub struct PackedCentroids {
+    dim: usize,
+    count: usize,
+    /// Subtracted from rows and centroids alike.
+    shift: Vec<f32>,
+    /// Panels of `TILE_COLS` centroids, each `dim` times the same component of all of them.
+    panels: Vec<f32>,
+    /// For each panel the squared lengths; infinite for the places after the last centroid.
+    norms: Vec<[f32; TILE_COLS]>,
+}
+
+/// Stands for no centroid in a layout.
+pub(super) const EMPTY: u32 = u32::MAX;
+
+impl PackedCentroids {
+    /// Packs row-major centroids of `dim` components.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn new(
+        centroids: &[f32],
+        dim: usize,
+        stop: &AtomicBool,
+    ) -> Result<PackedCentroids, Stopped> {
+        let shift = mean(centroids, dim, stop)?;
+        let count = centroids.len().checked_div(dim).unwrap_or(0);
+        let layout: Vec<u32> = (0..count as u32).collect();
+        PackedCentroids::with_layout(centroids, &layout, shift, stop)
+    }
+
+    /// Packs the centroids that a layout names, in its order, [`EMPTY`] ones as never the nearest.
+    pub(super) fn with_layout(
+        centroids: &[f32],
+        layout: &[u32],
+        shift: Vec<f32>,
+        stop: &AtomicBool,
+    ) -> Result<PackedCentroids, Stopped> {
+        let (dim, count) = (shift.len(), layout.len());
+        let panel_count = count.div_ceil(TILE_COLS);
+        let mut panels = vec![0.0; panel_count * dim * TILE_COLS];
+        let mut norms = vec![[f32::INFINITY; TILE_COLS]; panel_count];
+        let norm = kernels().inner_product;
+        if count > 0 {
+            panels
+                .par_chunks_exact_mut(dim * TILE_COLS)
+                .zip(&mut norms)
+                .zip(layout.par_chunks(TILE_COLS))
+                .try_for_each_init(
+                    || vec![0.0; dim],
+                    |shifted, ((panel, norms), layout)| {
+                        check(stop)?;
+                        for (col, &number) in layout.iter().enumerate() {
+                            if number == EMPTY {
+                                continue;
+                            }
+                            let centroid = &centroids[number as usize * dim..][..dim];
+                            for (x, (c, shift)) in
+                                shifted.iter_mut().zip(centroid.iter().zip(&shift))
+                            {
+                                *x = c - shift;
+                            }
+                            norms[col] = norm(shifted, shifted);
+                            for (step, x) in panel.chunks_exact_mut(TILE_COLS).zip(shifted.iter()) {
+                                step[col] = *x;
+                            }
+                        }
+                        Ok(())
+                    },
+                )?;
+        }
+        Ok(PackedCentroids { dim, count, shift, panels, norms })
+    }
+
+    /// How many panels there are.
+    pub(super) fn panels(&self) -> usize {
+        self.norms.len()
+    }
+
+    /// What rows are shifted by.
+    pub(super) fn shift(&self) -> &[f32] {
+        &self.shift
+    }
+
+    /// How many centroids there are.
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// Writes the number of the nearest centroid of each row to `out`, the lowest of equals.
+    ///
+    /// Rows and results correspond up to the shorter of the two. A row that has no nearest centroid,
+    /// because a distance is no number or there are no centroids, gets 0.
+    pub fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+        if self.is_empty() {
+            out.fill(0);
+            return Ok(());
+        }
+        let tile_bytes = self.dim * TILE_ROWS * size_of::<f32>();
+        let block_rows = (BLOCK_BYTES / tile_bytes).clamp(1, BLOCK_TILES) * TILE_ROWS;
+        rows.par_chunks(block_rows * self.dim)
+            .zip(out.par_chunks_mut(block_rows))
+            .try_for_each_init(Workspace::default, |workspace, (rows, out)| {
+                workspace.pack(rows.chunks_exact(self.dim), &self.shift);
+                workspace.search(self, 0..self.panels(), stop)?;
+                out.iter_mut().enumerate().for_each(|(i, out)| *out = workspace.found(i));
+                Ok(())
+            })
+    }
+}
+
+/// The nearest of `centroids` for each row, into `out`; see [`PackedCentroids::nearest`].
 pub fn nearest(
     rows: &[f32],
     dim: usize,
@@ -34,313 +150,205 @@ pub fn nearest(
     out: &mut [u32],
     stop: &AtomicBool,
 ) -> Result<(), Stopped> {
-    if out.is_empty() {
-        return check(stop);
-    }
-    Targets::new(centroids, dim).nearest(rows, out, stop)
+    PackedCentroids::new(centroids, dim, stop)?.nearest(rows, out, stop)
 }
 
-/// The coordinates products are computed in: moved to keep differences of near rows from being
-/// lost in their common part, scaled by a power of two to keep squares within range.
-#[derive(Clone)]
-pub(super) struct Frame {
-    /// The origin, already scaled.
-    origin: Vec<f32>,
-    scale: f32,
-}
-
-impl Frame {
-    pub(super) fn new(centroids: &[f32], dim: usize) -> Frame {
-        let mut mean = vec![0f64; dim];
-        let mut largest = 0f32;
-        for centroid in centroids.chunks_exact(dim) {
-            for (mean, &x) in mean.iter_mut().zip(centroid) {
-                *mean += f64::from(x);
-                largest = largest.max(x.abs());
-            }
-        }
-        let scale = power_of_two_below_inverse(largest);
-        let count = (centroids.len() / dim).max(1) as f64;
-        let origin = mean
-            .iter()
-            .map(|sum| (sum / count * f64::from(scale)) as f32)
-            .map(|x| if x.is_finite() { x } else { 0.0 })
-            .collect();
-        Frame { origin, scale }
+/// The mean of the rows; zeros where it is not finite.
+pub(super) fn mean(rows: &[f32], dim: usize, stop: &AtomicBool) -> Result<Vec<f32>, Stopped> {
+    if dim == 0 || rows.is_empty() {
+        return Ok(vec![0.0; dim]);
     }
-
-    pub(super) fn dim(&self) -> usize {
-        self.origin.len()
-    }
-
-    /// Writes `row` in these coordinates.
-    pub(super) fn enter(&self, row: &[f32], out: &mut [f32]) {
-        for ((out, &x), &origin) in out.iter_mut().zip(row).zip(&self.origin) {
-            *out = x * self.scale - origin;
+    let mut sums = vec![0.0f64; dim];
+    for row in rows.chunks_exact(dim) {
+        check(stop)?;
+        for (sum, &x) in sums.iter_mut().zip(row) {
+            *sum += f64::from(x);
         }
     }
+    let count = (rows.len() / dim) as f64;
+    let mean = sums.into_iter().map(|sum| (sum / count) as f32);
+    Ok(mean.map(|x| if x.is_finite() { x } else { 0.0 }).collect())
 }
 
-/// The power of two that brings a magnitude to about one; one for what has none.
-pub(super) fn power_of_two_below_inverse(magnitude: f32) -> f32 {
-    if magnitude > 0.0 && magnitude.is_finite() {
-        (-magnitude.log2().ceil()).clamp(-126.0, 126.0).exp2()
-    } else {
-        1.0
-    }
+/// What one thread needs for a block of rows.
+#[derive(Default)]
+pub(super) struct Workspace {
+    /// Tiles of rows, each `dim` times the same component of `TILE_ROWS` rows.
+    packed: Vec<f32>,
+    products: Vec<Tile>,
+    best: Vec<Tile>,
+    best_panel: Vec<TilePanels>,
 }
 
-/// Some centroids, transposed: all first components, then all second ones, as the product wants
-/// them.
-pub(super) struct Block {
-    ids: Vec<u32>,
-    columns: Vec<f32>,
-    squares: Vec<f32>,
-}
-
-/// The nearest centroid found so far: ||c||^2 - 2<x, c> and its number.
-pub(super) type Best = (f32, u32);
-
-/// Before anything was found.
-pub(super) const NONE_YET: Best = (f32::INFINITY, 0);
-
-impl Block {
-    /// A block of the centroids with these numbers.
-    pub(super) fn new(frame: &Frame, centroids: &[f32], ids: Vec<u32>) -> Block {
-        let (dim, count) = (frame.dim(), ids.len());
-        let mut columns = vec![0.0; dim * count];
-        let mut squares = Vec::with_capacity(count);
-        let mut moved = vec![0.0; dim];
-        for (nth, id) in ids.iter().enumerate() {
-            frame.enter(&centroids[*id as usize * dim..][..dim], &mut moved);
-            for (column, &x) in columns.chunks_exact_mut(count).zip(&moved) {
-                column[nth] = x;
-            }
-            squares.push(moved.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>() as f32);
-        }
-        Block { ids, columns, squares }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.ids.len()
-    }
-
-    /// Computes ||c||^2 - 2<x, c> less ||c||^2 of rows in the frame's coordinates with all
-    /// centroids, row-major.
-    fn products(&self, dim: usize, rows: &[f32], out: &mut Vec<f32>) {
-        let (count, width) = (rows.len() / dim, self.len());
-        out.clear();
-        out.resize(count * width, 0.0);
-        assert!(rows.len() == count * dim && self.columns.len() == dim * width);
-        // SAFETY: The three matrices are `out` (count x width), `rows` (count x dim) and
-        // `columns` (dim x width), each stored row by row without gaps, of exactly the lengths
-        // just asserted and allocated, and `out`, being borrowed mutably, overlaps neither of the
-        // others.
-        unsafe {
-            gemm(
-                count,
-                width,
-                dim,
-                out.as_mut_ptr(),
-                1,
-                width as isize,
-                false,
-                rows.as_ptr(),
-                1,
-                dim as isize,
-                self.columns.as_ptr(),
-                1,
-                width as isize,
-                0.0,
-                -2.0,
-                false,
-                false,
-                false,
-                Parallelism::None,
-            );
-        }
-    }
-
-    /// Lowers each element of `best` where one of the centroids is nearer to its row.
-    pub(super) fn search(
-        &self,
-        dim: usize,
-        rows: &[f32],
-        products: &mut Vec<f32>,
-        best: &mut [Best],
+impl Workspace {
+    /// Packs the rows into tiles, the last filled up with zeros, and forgets earlier ones.
+    pub(super) fn pack<'a>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'a [f32]>,
+        shift: &[f32],
     ) {
-        self.products(dim, rows, products);
-        for (products, best) in products.chunks_exact(self.len().max(1)).zip(best) {
-            self.lower(products, best);
+        let dim = shift.len();
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        self.packed.clear();
+        self.packed.resize(tiles * dim * TILE_ROWS, 0.0);
+        for (i, row) in rows.enumerate() {
+            let tile = &mut self.packed[i / TILE_ROWS * dim * TILE_ROWS..][..dim * TILE_ROWS];
+            let (steps, _) = tile.as_chunks_mut::<TILE_ROWS>();
+            for (step, (x, shift)) in steps.iter_mut().zip(row.iter().zip(shift)) {
+                step[i % TILE_ROWS] = x - shift;
+            }
+        }
+        self.products.resize(tiles, [0.0; TILE_LEN]);
+        self.best.clear();
+        self.best.resize(tiles, [f32::INFINITY; TILE_LEN]);
+        self.best_panel.clear();
+        self.best_panel.resize(tiles, [0; TILE_LEN]);
+    }
+
+    /// Looks for nearer centroids in the panels of that range.
+    pub(super) fn search(
+        &mut self,
+        centroids: &PackedCentroids,
+        panels: Range<usize>,
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let k = kernels();
+        for panel in panels {
+            check(stop)?;
+            self.multiply(k, centroids, panel);
+            let tiles = self.products.iter().zip(&mut self.best).zip(&mut self.best_panel);
+            for ((products, best), best_panel) in tiles {
+                (k.tile_nearest)(products, &centroids.norms[panel], panel as u32, best, best_panel);
+            }
+        }
+        Ok(())
+    }
+
+    /// The place in the layout of the nearest centroid found for the i-th packed row.
+    pub(super) fn found(&self, i: usize) -> u32 {
+        let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
+        let scores = &self.best[tile][row..row + TILE_COLS];
+        least(scores, &self.best_panel[tile][row..row + TILE_COLS])
+    }
+
+    /// For each of the first `rows` packed rows in turn calls `each` with the scores of a panel's
+    /// centroids: squared distances, but for a summand that is the row's own.
+    pub(super) fn scores(
+        &mut self,
+        centroids: &PackedCentroids,
+        panel: usize,
+        rows: usize,
+        mut each: impl FnMut(usize, &[f32; TILE_COLS]),
+    ) {
+        self.multiply(kernels(), centroids, panel);
+        let norms = &centroids.norms[panel];
+        for (row, products) in
+            self.products.as_flattened().as_chunks::<TILE_COLS>().0.iter().enumerate().take(rows)
+        {
+            each(row, &std::array::from_fn(|col| norms[col] - 2.0 * products[col]));
         }
     }
 
-    fn lower(&self, products: &[f32], best: &mut Best) {
-        // The least of some is cheaper than where it is, which is rarely asked.
-        const LANES: usize = 16;
-        const CHUNK: usize = 4 * LANES;
-        let chunks = products.chunks(CHUNK).zip(self.squares.chunks(CHUNK));
-        for (nth, (products, squares)) in chunks.enumerate() {
-            let mut least = [f32::INFINITY; LANES];
-            for (products, squares) in products.chunks(LANES).zip(squares.chunks(LANES)) {
-                for ((least, product), square) in least.iter_mut().zip(products).zip(squares) {
-                    let score = product + square;
-                    *least = if score < *least { score } else { *least };
-                }
+    /// The products of all packed tiles and one panel.
+    fn multiply(&mut self, k: &Kernels, centroids: &PackedCentroids, panel: usize) {
+        let dim = centroids.dim;
+        let cols = &centroids.panels[panel * dim * TILE_COLS..][..dim * TILE_COLS];
+        self.products.fill([0.0; TILE_LEN]);
+        for from in (0..dim).step_by(DEPTH) {
+            let to = dim.min(from + DEPTH);
+            let cols = &cols[from * TILE_COLS..to * TILE_COLS];
+            for (tile, products) in self.products.iter_mut().enumerate() {
+                let rows = &self.packed[tile * dim * TILE_ROWS..][..dim * TILE_ROWS];
+                (k.tile_product)(&rows[from * TILE_ROWS..to * TILE_ROWS], cols, products);
             }
-            if least.iter().any(|least| *least < best.0) {
-                let ids = self.ids[nth * CHUNK..].iter();
-                for ((product, square), id) in products.iter().zip(squares).zip(ids) {
-                    let score = product + square;
-                    if score < best.0 {
-                        *best = (score, *id);
+        }
+    }
+}
+
+/// The centroid of the least score among a row's columns; of equal scores the lowest number.
+fn least(scores: &[f32], panels: &[u32]) -> u32 {
+    let (mut best, mut number) = (f32::INFINITY, 0);
+    for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
+        let candidate = panel * TILE_COLS as u32 + col as u32;
+        if score < best || (score == best && candidate < number) {
+            (best, number) = (score, candidate);
+        }
+    }
+    number
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    fn random(rng: &mut SmallRng, n: usize, offset: f32) -> Vec<f32> {
+        (0..n).map(|_| offset + rng.random_range(-1.0f32..1.0)).collect()
+    }
+
+    fn run(rows: &[f32], dim: usize, centroids: &[f32]) -> Vec<u32> {
+        let mut out = vec![u32::MAX; rows.len() / dim];
+        nearest(rows, dim, centroids, &mut out, &AtomicBool::new(false)).unwrap();
+        out
+    }
+
+    fn squared(a: &[f32], b: &[f32]) -> f64 {
+        a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
+    }
+
+    #[test]
+    fn the_nearest_is_that_of_a_plain_search() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for dim in [1, 2, 3, 31, 128, 300, 1536] {
+            for (n, count) in [(1, 1), (11, 33), (13, 64), (200, 100), (37, 1000)] {
+                for offset in [0.0, 1000.0] {
+                    let rows = random(&mut rng, n * dim, offset);
+                    let centroids = random(&mut rng, count * dim, offset);
+                    let found = run(&rows, dim, &centroids);
+                    for (row, &found) in rows.chunks(dim).zip(&found) {
+                        let distances: Vec<f64> =
+                            centroids.chunks(dim).map(|c| squared(row, c)).collect();
+                        let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
+                        // Rounding may swap two that are as good as equally near.
+                        let allowed = least + 1e-6 * dim as f64;
+                        assert!(distances[found as usize] <= allowed, "{dim} dimensions");
                     }
                 }
             }
         }
     }
 
-    /// ||c||^2 - 2<x, c> of each row with all centroids, row-major.
-    pub(super) fn scores(&self, dim: usize, rows: &[f32], out: &mut Vec<f32>) {
-        self.products(dim, rows, out);
-        for scores in out.chunks_exact_mut(self.len().max(1)) {
-            for (score, square) in scores.iter_mut().zip(&self.squares) {
-                *score += square;
-            }
-        }
-    }
-}
-
-/// Centroids, made ready for assignment.
-pub(super) struct Targets {
-    frame: Frame,
-    blocks: Vec<Block>,
-}
-
-impl Targets {
-    pub(super) fn new(centroids: &[f32], dim: usize) -> Targets {
-        assert!(dim > 0 && centroids.len().is_multiple_of(dim), "dimensions");
-        let frame = Frame::new(centroids, dim);
-        let count = centroids.len() / dim;
-        let blocks = (0..count)
-            .step_by(BLOCK)
-            .map(|first| {
-                let ids = (first as u32..count.min(first + BLOCK) as u32).collect();
-                Block::new(&frame, centroids, ids)
-            })
-            .collect();
-        Targets { frame, blocks }
-    }
-
-    /// As the function [`nearest`].
-    pub(super) fn nearest(
-        &self,
-        rows: &[f32],
-        out: &mut [u32],
-        stop: &AtomicBool,
-    ) -> Result<(), Stopped> {
-        let dim = self.frame.dim();
-        assert_eq!(rows.len(), out.len() * dim, "dimensions");
-        let count = (COMPONENTS / dim).clamp(FEWEST_ROWS, ROWS);
-        rows.par_chunks(count * dim).zip(out.par_chunks_mut(count)).try_for_each_init(
-            Scratch::default,
-            |Scratch { moved, products, best }, (rows, out)| {
-                moved.resize(rows.len(), 0.0);
-                for (row, moved) in rows.chunks_exact(dim).zip(moved.chunks_exact_mut(dim)) {
-                    self.frame.enter(row, moved);
-                }
-                best.clear();
-                best.resize(out.len(), NONE_YET);
-                for block in &self.blocks {
-                    check(stop)?;
-                    block.search(dim, moved, products, best);
-                }
-                for (out, (_, id)) in out.iter_mut().zip(best) {
-                    *out = *id;
-                }
-                Ok(())
-            },
-        )
-    }
-}
-
-#[derive(Default)]
-struct Scratch {
-    moved: Vec<f32>,
-    products: Vec<f32>,
-    best: Vec<Best>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rand::rngs::StdRng;
-    use rand::{Rng, SeedableRng};
-
-    fn squared(a: &[f32], b: &[f32]) -> f64 {
-        a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
-    }
-
-    fn assert_nearest(rows: &[f32], dim: usize, centroids: &[f32], tolerance: f64) {
-        let mut out = vec![u32::MAX; rows.len() / dim];
-        nearest(rows, dim, centroids, &mut out, &AtomicBool::new(false)).unwrap();
-        for (row, found) in rows.chunks_exact(dim).zip(out) {
-            let distances: Vec<f64> =
-                centroids.chunks_exact(dim).map(|centroid| squared(row, centroid)).collect();
-            let least = distances.iter().copied().fold(f64::INFINITY, f64::min);
-            let found = distances[found as usize];
-            assert!(found <= least * (1.0 + tolerance), "{found} instead of {least}");
-        }
-    }
-
-    fn random(seed: u64, count: usize, from: f32, to: f32) -> Vec<f32> {
-        let mut rng = StdRng::seed_from_u64(seed);
-        (0..count).map(|_| rng.random_range(from..to)).collect()
-    }
-
     #[test]
-    fn finds_what_brute_force_finds() {
-        for (dim, rows, centroids) in
-            [(1, 300, 7), (3, 129, 65), (17, 1000, 513), (128, 400, 1100), (1000, 40, 30)]
-        {
-            let rows = random(1, rows * dim, -1.0, 1.0);
-            let centroids = random(2, centroids * dim, -1.0, 1.0);
-            assert_nearest(&rows, dim, &centroids, 1e-5);
+    fn rows_that_are_centroids_find_themselves() {
+        let mut rng = SmallRng::seed_from_u64(2);
+        for dim in [2, 100, 16_000] {
+            let centroids = random(&mut rng, 70 * dim, 5.0);
+            assert_eq!(run(&centroids, dim, &centroids), (0..70).collect::<Vec<u32>>());
         }
     }
 
     #[test]
-    fn a_common_part_does_not_drown_the_differences() {
-        let (dim, count) = (32, 50);
-        let rows = random(3, 500 * dim, 999.0, 1001.0);
-        let centroids = random(4, count * dim, 999.0, 1001.0);
-        assert_nearest(&rows, dim, &centroids, 1e-3);
+    fn of_equals_the_first_is_taken() {
+        let centroids = [3.0f32, 1.0].repeat(100);
+        assert_eq!(run(&[3.0, 1.0, 0.0, 0.0], 2, &centroids), [0, 0]);
     }
 
     #[test]
-    fn magnitudes_whose_squares_have_no_place_are_told_apart() {
-        for scale in [1e-35, 1e-25, 1e25, 1e35] {
-            let rows = random(5, 100 * 8, -scale, scale);
-            let centroids = random(6, 20 * 8, -scale, scale);
-            assert_nearest(&rows, 8, &centroids, 1e-4);
+    fn degenerate_input_gives_a_number_of_a_centroid() {
+        assert_eq!(run(&[1.0, 2.0], 1, &[]), [0, 0]);
+        assert_eq!(run(&[], 3, &[1.0, 2.0, 3.0]), [0u32; 0]);
+        let rows = [f32::INFINITY, f32::NAN, 3e38, -3e38];
+        for number in run(&rows, 2, &[1.0, f32::INFINITY, 0.0, 0.0, 3e38, -3e38]) {
+            assert!(number < 3);
         }
     }
 
     #[test]
-    fn what_is_not_finite_harms_no_other_row() {
-        let rows = [f32::NAN, 0.0, f32::INFINITY, 1.0, 0.9, 1.1];
-        let mut out = [9; 3];
-        nearest(&rows, 2, &[0.0, 0.0, 1.0, 1.0], &mut out, &AtomicBool::new(false)).unwrap();
-        assert!(out[0] < 2 && out[1] < 2 && out[2] == 1, "{out:?}");
-        nearest(&rows, 2, &[f32::INFINITY, 0.0, 1.0, 1.0], &mut out, &AtomicBool::new(false))
-            .unwrap();
-        assert_eq!(out[2], 1);
-    }
-
-    #[test]
-    fn a_stop_is_obeyed() {
-        let mut out = [0; 1];
-        let found = nearest(&[1.0], 1, &[0.0], &mut out, &AtomicBool::new(true));
-        assert_eq!(found, Err(Stopped));
+    fn a_raised_flag_stops_the_search() {
+        let rows = vec![1.0; 3000];
+        let mut out = vec![0; 1000];
+        let stop = AtomicBool::new(true);
+        assert_eq!(nearest(&rows, 3, &[1.0; 3], &mut out, &stop), Err(Stopped));
     }
 }

@@ -1,22 +1,25 @@
-//! Clustering: k-means over samples of rows, assignment of rows to centroids, and the router that
-//! orders buckets for a query.
+//! Clustering: k-means, the search for the nearest centroid, and the router that decides which
+//! buckets a query looks into.
 //!
-//! Nothing here has threads of its own: work is spread over the rayon pool of the caller, and
-//! results do not depend on how many threads that has.
+//! Vectors come as row-major slices of `dim` components a row. The long loops run on the current
+//! rayon pool, which is the caller's to install, and look at the caller's stop flag many times a
+//! second. Results depend on the seed alone, not on the number of threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod assign;
-mod groups;
 pub mod kmeans;
 mod router;
+mod two_level;
 
 pub use router::Router;
 
-/// The caller's stop flag became true before the work was done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The caller's stop flag went up before the work was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped")]
 pub struct Stopped;
 
+/// Fails once the flag is up.
 fn check(stop: &AtomicBool) -> Result<(), Stopped> {
     if stop.load(Ordering::Relaxed) {
         Err(Stopped)

@@ -1,53 +1,62 @@
-//! The router: which buckets a row goes to and a query looks at.
+//! The router: which buckets a row belongs to, and in what order a query looks into them.
 
-use super::groups::Assigner;
-use super::Stopped;
-use crate::metric::Metric;
-use crate::simd::kernels;
 use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
-/// Standard deviations of a bucket's rows along a query that its score is raised by, when long
-/// rows are near ones.
-const DEVIATIONS: f32 = 1.0;
+use super::assign::PackedCentroids;
+use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
+use super::Stopped;
+use crate::metric::Metric;
+use crate::simd::kernels;
 
-/// The centroids of all buckets, and how far from them their rows are.
+/// By how many standard deviations the best row of a bucket is taken to exceed the product of the
+/// query and the centroid. Rows scatter about the centroid by `radius / sqrt(dim)` along a
+/// direction; three of them take the fewest rows to a recall on word vectors and image descriptors.
+const PRODUCT_REACH: f32 = 3.0;
+
+/// Centroids of buckets, and how far the rows of each scatter.
 pub struct Router {
     metric: Metric,
     dim: usize,
     centroids: Vec<f32>,
     radii: Vec<f32>,
-    assigner: OnceLock<Assigner>,
+    /// Made by the first assignment; a search has no use for them.
+    packed: OnceLock<PackedCentroids>,
+    grouped: OnceLock<GroupedCentroids>,
 }
 
 impl Router {
-    /// A router of `centroids.len() / dim` buckets.
-    ///
-    /// `centroids` is row-major; `radii` holds for each bucket the root of the mean squared
-    /// distance of its rows to its centroid. With [`Metric::Cosine`] both are those of rows brought
-    /// to length one.
+    /// A router over row-major centroids of `dim` components. For each there is a radius, the root
+    /// mean square distance of its bucket's rows to it.
     ///
     /// # Panics
-    /// If the lengths do not agree.
+    /// When the numbers of centroids and radii differ.
     pub fn new(metric: Metric, dim: usize, centroids: Vec<f32>, radii: Vec<f32>) -> Router {
-        assert!(dim > 0 && centroids.len() == radii.len() * dim, "dimensions");
-        Router { metric, dim, centroids, radii, assigner: OnceLock::new() }
+        assert_eq!(Some(centroids.len()), radii.len().checked_mul(dim), "one radius a centroid");
+        Router { metric, dim, centroids, radii, packed: OnceLock::new(), grouped: OnceLock::new() }
     }
 
-    /// Number of buckets.
+    /// The distance the buckets are searched by.
+    pub fn metric(&self) -> Metric {
+        self.metric
+    }
+
+    /// Components of a centroid.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// How many buckets there are.
     pub fn len(&self) -> usize {
         self.radii.len()
     }
 
-    /// Whether there is no bucket.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.radii.is_empty()
     }
 
-    /// The centroid of one bucket.
-    ///
-    /// # Panics
-    /// If there is no such bucket.
+    /// The centroid of a bucket. Panics when there is no such bucket.
     pub fn centroid(&self, bucket: usize) -> &[f32] {
         &self.centroids[bucket * self.dim..][..self.dim]
     }
@@ -57,56 +66,62 @@ impl Router {
         &self.centroids
     }
 
-    /// All radii, in the order of the buckets.
+    /// For each bucket the root mean square distance of its rows to the centroid.
     pub fn radii(&self) -> &[f32] {
         &self.radii
     }
 
-    /// Finds the bucket of each row: the one whose centroid is at the least Euclidean distance,
-    /// whatever the metric. With many buckets it may, for less than one row in a hundred, be
-    /// another near one.
+    /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
+    /// distance, whatever the metric. For [`Metric::Cosine`] the rows have unit length.
     ///
-    /// With [`Metric::Cosine`], `rows` have length one. The first call prepares the centroids.
+    /// Where there are many buckets and rows, one row in some hundreds may get a bucket that is
+    /// only nearly the nearest.
     ///
     /// # Errors
-    /// [`Stopped`] once `stop` is true; `out` is then partly written.
-    ///
-    /// # Panics
-    /// If there is no bucket, or `rows` has not as many rows as `out` has elements.
+    /// [`Stopped`] when the flag went up.
     pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
-        assert!(!self.is_empty(), "no bucket");
-        let assigner = match self.assigner.get() {
-            Some(assigner) => assigner,
-            None => {
-                let made = Assigner::new(&self.centroids, self.dim, stop)?;
-                self.assigner.get_or_init(|| made)
+        let (centroids, dim) = (&self.centroids, self.dim);
+        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
+        if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
+            let grouped =
+                get_or_try_init(&self.grouped, || GroupedCentroids::new(centroids, dim, stop))?;
+            if grouped.nearest(rows, packed, out, stop)? {
+                return Ok(());
             }
-        };
-        assigner.nearest(rows, out, stop)
+        }
+        packed.nearest(rows, out, stop)
     }
 
-    /// Replaces `out` by one score a bucket; the lowest should be probed first.
+    /// Writes a score for each bucket to `out`; the least is to be looked into first.
     ///
-    /// Squared distance for [`Metric::L2`], distance for [`Metric::L1`]. The negative inner product
-    /// for [`Metric::Cosine`], where the query has length one, and for [`Metric::InnerProduct`],
-    /// where it is lowered by what the bucket's rows spread along the query.
+    /// For [`Metric::Cosine`] the query has unit length.
     pub fn scores(&self, query: &[f32], out: &mut Vec<f32>) {
-        let kernels = kernels();
-        let centroids = self.centroids.chunks_exact(self.dim);
         out.clear();
+        let k = kernels();
+        let centroids = self.centroids.chunks_exact(self.dim);
         match self.metric {
-            Metric::L2 => out.extend(centroids.map(|c| (kernels.l2_squared)(query, c))),
-            Metric::L1 => out.extend(centroids.map(|c| (kernels.l1)(query, c))),
-            Metric::Cosine => out.extend(centroids.map(|c| -(kernels.inner_product)(query, c))),
+            Metric::L2 => out.extend(centroids.map(|c| (k.l2_squared)(query, c))),
+            Metric::L1 => out.extend(centroids.map(|c| (k.l1)(query, c))),
+            Metric::Cosine => out.extend(centroids.map(|c| -(k.inner_product)(query, c))),
             Metric::InnerProduct => {
-                let length = (kernels.inner_product)(query, query).sqrt();
-                let weight = DEVIATIONS * length / (self.dim as f32).sqrt();
+                let length = (k.inner_product)(query, query).sqrt();
+                let reach = PRODUCT_REACH * length / (self.dim as f32).sqrt();
+                let scored = centroids.zip(&self.radii);
                 out.extend(
-                    centroids
-                        .zip(&self.radii)
-                        .map(|(c, radius)| -((kernels.inner_product)(query, c) + weight * radius)),
+                    scored.map(|(c, radius)| -((k.inner_product)(query, c) + reach * radius)),
                 );
             }
+        }
+    }
+}
+
+/// The cell's value, made if there is none. Of two made at once, the first stays.
+fn get_or_try_init<T, E>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
         }
     }
 }
@@ -115,36 +130,80 @@ impl Router {
 mod tests {
     use super::*;
 
-    fn scores(metric: Metric, query: &[f32]) -> Vec<f32> {
-        let router =
-            Router::new(metric, 2, vec![0.0, 0.0, 3.0, 4.0, 0.0, 0.0], vec![0.0, 0.0, 2.0]);
-        let mut scores = vec![7.0];
-        router.scores(query, &mut scores);
-        scores
+    fn router(metric: Metric) -> Router {
+        let centroids = vec![1.0, 0.0, 0.0, 2.0, -1.0, -1.0];
+        Router::new(metric, 2, centroids, vec![0.5, 0.25, 4.0])
+    }
+
+    fn order(metric: Metric, query: &[f32]) -> Vec<usize> {
+        let mut scores = vec![f32::NAN; 7];
+        router(metric).scores(query, &mut scores);
+        let mut order: Vec<usize> = (0..scores.len()).collect();
+        order.sort_by(|&a, &b| scores[a].total_cmp(&scores[b]));
+        order
     }
 
     #[test]
-    fn scores_follow_the_metric() {
-        assert_eq!(scores(Metric::L2, &[3.0, 0.0]), [9.0, 16.0, 9.0]);
-        assert_eq!(scores(Metric::L1, &[3.0, 0.0]), [3.0, 4.0, 3.0]);
-        assert_eq!(scores(Metric::Cosine, &[1.0, 0.0]), [0.0, -3.0, 0.0]);
+    #[should_panic(expected = "one radius a centroid")]
+    fn parts_that_do_not_fit_are_refused() {
+        Router::new(Metric::L2, 2, vec![0.0; 6], vec![0.0; 2]);
     }
 
     #[test]
-    fn a_wide_bucket_may_hold_a_greater_inner_product() {
-        let scores = scores(Metric::InnerProduct, &[1.0, 0.0]);
-        assert_eq!(scores[..2], [0.0, -3.0]);
-        assert!(scores[2] < scores[0]);
+    fn what_went_in_comes_out() {
+        let router = router(Metric::L1);
+        assert_eq!((router.metric(), router.dim(), router.len()), (Metric::L1, 2, 3));
+        assert_eq!(router.centroid(1), [0.0, 2.0]);
+        assert_eq!(router.centroids().len(), 6);
+        assert_eq!(router.radii(), [0.5, 0.25, 4.0]);
     }
 
     #[test]
-    fn rows_go_to_the_nearest_bucket_and_a_stop_leaves_the_router_usable() {
-        let router = Router::new(Metric::L2, 1, vec![0.0, 10.0], vec![0.0; 2]);
-        let mut out = [9; 3];
-        let found = router.assign(&[1.0, 9.0, 4.0], &mut out, &AtomicBool::new(true));
-        assert_eq!(found, Err(Stopped));
-        router.assign(&[1.0, 9.0, 4.0], &mut out, &AtomicBool::new(false)).unwrap();
-        assert_eq!(out, [0, 1, 0]);
-        assert_eq!((router.len(), router.is_empty(), router.centroid(1)), (2, false, &[10.0][..]));
+    fn rows_go_to_the_nearest_centroid_whatever_the_metric() {
+        for metric in [Metric::L2, Metric::InnerProduct, Metric::Cosine, Metric::L1] {
+            let mut out = [9; 4];
+            let rows = [5.0, 0.0, 0.1, 1.5, -9.0, 0.0, 0.9, 0.1];
+            router(metric).assign(&rows, &mut out, &AtomicBool::new(false)).unwrap();
+            assert_eq!(out, [0, 1, 2, 0]);
+        }
+        let stop = AtomicBool::new(true);
+        assert_eq!(router(Metric::L2).assign(&[0.0; 2], &mut [0], &stop), Err(Stopped));
+    }
+
+    #[test]
+    fn many_rows_and_buckets_make_no_difference() {
+        // A lattice of centroids, and rows that are each nearer to one than to all others.
+        let centroids: Vec<f32> =
+            (0..4096).flat_map(|i| [i / 256, i / 16 % 16, i % 16].map(|x| x as f32)).collect();
+        let rows: Vec<f32> = [&centroids[..]; 3].concat().iter().map(|x| x + 0.2).collect();
+        let buckets = centroids.len() / 3;
+        let router = Router::new(Metric::L2, 3, centroids, vec![0.0; buckets]);
+        let mut out = vec![u32::MAX; rows.len() / 3];
+        router.assign(&rows, &mut out, &AtomicBool::new(false)).unwrap();
+        assert!(router.grouped.get().is_some());
+        let right = out.iter().enumerate().filter(|(i, &b)| i % buckets == b as usize).count();
+        assert!(right * 1000 >= out.len() * 995, "{right} of {}", out.len());
+    }
+
+    #[test]
+    fn the_nearest_bucket_is_looked_into_first() {
+        assert_eq!(order(Metric::L2, &[0.0, 1.1]), [1, 0, 2]);
+        assert_eq!(order(Metric::L1, &[-1.0, -0.6]), [2, 0, 1]);
+        assert_eq!(order(Metric::Cosine, &[0.8, 0.6]), [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_wide_bucket_may_hold_the_greatest_product() {
+        // The third centroid's own product is the least, but its rows lie far about it.
+        let query = [1.0, 0.0];
+        let mut scores = Vec::new();
+        router(Metric::InnerProduct).scores(&query, &mut scores);
+        let expected: Vec<f32> = [(1.0, 0.5), (0.0, 0.25), (-1.0, 4.0)]
+            .map(|(product, radius): (f32, f32)| -(product + PRODUCT_REACH * radius / 2f32.sqrt()))
+            .to_vec();
+        for (score, expected) in scores.iter().zip(&expected) {
+            assert!((score - expected).abs() < 1e-6);
+        }
+        assert_eq!(order(Metric::InnerProduct, &query)[0], 2);
     }
 }
