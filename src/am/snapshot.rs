@@ -295,6 +295,8 @@ impl Rows for SnapshotRows {
     }
 
     fn bucket(&mut self, segment: u32, bucket: u32) -> Bucket<'_> {
+        // An exact search looks into every bucket before it delivers a row.
+        pgrx::check_for_interrupts!();
         self.snapshot.segments[segment as usize].bucket(bucket)
     }
 

@@ -9,8 +9,11 @@ use crate::quant;
 use crate::search::Trial;
 use std::mem::size_of;
 
-/// Rows a bucket is meant to have.
-const ROWS_PER_BUCKET: u64 = 100;
+/// Rows a bucket is meant to have at least: finer buckets are looked into for their own sake.
+const ROWS_PER_BUCKET: u64 = 50;
+/// Buckets for each square root of a row at most: scoring them all is to stay a small part of a
+/// search.
+const BUCKETS_PER_ROOT: f64 = 8.0;
 /// With fewer rows than this, one bucket holds them all.
 const FEWEST_ROWS: u64 = 2_000;
 /// Rows trained on, for each bucket.
@@ -28,7 +31,7 @@ const TRIAL_WORK: usize = 40_000_000_000;
 /// Trains centroids for the rows of `store`, and picks rows to try them with.
 pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Vec<f32>, Trial) {
     let rows = store.len() as u64;
-    let wanted = if rows < FEWEST_ROWS { 1 } else { (rows / ROWS_PER_BUCKET) as usize };
+    let wanted = buckets_for(rows);
     let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
     let queries = (TRIAL_WORK / (store.len() * dims).max(1))
         .clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES)
@@ -54,6 +57,15 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
     });
     // A stopped job has already ended the statement.
     (centroids.unwrap_or_else(|Stopped| vec![0.0; dims]), trial)
+}
+
+/// How many buckets so many rows are to have.
+fn buckets_for(rows: u64) -> usize {
+    if rows < FEWEST_ROWS {
+        return 1;
+    }
+    let most = (rows as f64).sqrt() * BUCKETS_PER_ROOT;
+    (rows / ROWS_PER_BUCKET).min(most as u64) as usize
 }
 
 /// Brings each row to length one.
