@@ -4,7 +4,7 @@
 //! installation: nothing of the system's is written, no root is needed, and the extension can be
 //! replaced while a server runs.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -15,30 +15,68 @@ use anyhow::{ensure, Context, Result};
 use crate::command::{output, watched};
 use crate::progress::Progress;
 use crate::provision::{self, PostgreSql};
-use crate::state::State;
+use crate::state::{self, State};
 
 /// Which installation the tree is a copy of, and where its programs are.
 const STAMP: &str = ".copy-of";
 
-/// The private PostgreSQL.
+/// What a private PostgreSQL is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve clusters, with the extension as users get it.
+    Clusters,
+    /// To be written to by `cargo pgrx test`, which installs the extension with its tests in it,
+    /// over whatever a running server may have mapped.
+    PgrxTest,
+}
+
+impl Purpose {
+    fn name(self) -> &'static str {
+        match self {
+            Purpose::Clusters => "pg",
+            Purpose::PgrxTest => "pg-test",
+        }
+    }
+}
+
+/// A private PostgreSQL.
 #[derive(Clone, Debug)]
 pub struct Tree {
     root: PathBuf,
     bin: PathBuf,
+    target: PathBuf,
 }
 
 impl Tree {
-    /// The tree that has been installed.
+    /// The tree that has been installed for clusters.
     ///
     /// # Errors
     /// None has been.
     pub fn open(state: &State) -> Result<Tree> {
-        let root = state.path("pg");
+        Tree::open_for(state, Purpose::Clusters)
+    }
+
+    fn open_for(state: &State, purpose: Purpose) -> Result<Tree> {
+        let root = state.path(purpose.name());
         let stamp = fs::read_to_string(root.join(STAMP))
             .with_context(|| format!("no PostgreSQL in {}", root.display()))
             .context("run `cargo verify --only install` first")?;
         let bin = stamp.lines().next().unwrap_or_default();
-        Ok(Tree { bin: root.join(bin), root })
+        let target = state::target().join(format!("drift-build-{}", purpose.name()));
+        Ok(Tree { bin: root.join(bin), root, target })
+    }
+
+    /// A cargo that builds the extension for this PostgreSQL, in a target directory that no cargo
+    /// with other settings touches.
+    pub fn cargo(&self) -> Command {
+        let mut command = provision::cargo();
+        command.env("PGRX_HOME", self.pgrx_home()).env("CARGO_TARGET_DIR", &self.target);
+        command
+    }
+
+    /// Where pgrx finds this PostgreSQL named.
+    fn pgrx_home(&self) -> PathBuf {
+        self.root.join(".pgrx")
     }
 
     /// The directory of all its files.
@@ -66,33 +104,34 @@ pub struct Installed {
 /// # Errors
 /// Something is missing and cannot be installed, or the extension does not build.
 pub fn all(state: &State) -> Result<Installed> {
-    let lock = fs::File::create(state.path("install.lock"))?;
+    let lock = File::create(state.path("install.lock"))?;
     lock.lock()?;
-    let (tree, copied) = postgresql(state)?;
+    let (tree, copied) = postgresql(state, Purpose::Clusters)?;
     let changed = extension(state, &tree)?;
     Ok(Installed { tree, changed: changed || copied })
 }
 
-/// The private PostgreSQL, without the extension, and what builds extensions for it. Returns
+/// A private PostgreSQL, without the extension, and what builds extensions for it. Returns
 /// whether the copy is new.
 ///
 /// # Errors
 /// Something is missing and cannot be installed, or the copy cannot be written.
-pub fn postgresql(state: &State) -> Result<(Tree, bool)> {
+pub fn postgresql(state: &State, purpose: Purpose) -> Result<(Tree, bool)> {
     let system = provision::packages()?;
     provision::cargo_pgrx()?;
-    let (tree, copied) = copy(state, &system)?;
-    let home = state.dir("pgrx")?;
-    if copied || !home.join("config.toml").exists() {
+    let (tree, copied) = copy(state, purpose, &system)?;
+    let home = tree.pgrx_home();
+    if !home.join("config.toml").exists() {
+        fs::create_dir_all(&home)?;
         let pg_config = tree.bin("pg_config");
-        let mut command = provision::cargo_for_extension(state);
+        let mut command = tree.cargo();
         command.args(["pgrx", "init"]).arg(format!("--pg15={}", pg_config.display()));
         output(&mut command)?;
     }
     Ok((tree, copied))
 }
 
-fn copy(state: &State, system: &PostgreSql) -> Result<(Tree, bool)> {
+fn copy(state: &State, purpose: Purpose, system: &PostgreSql) -> Result<(Tree, bool)> {
     let prefix =
         common_prefix(&[&system.bin, &system.pkglib, &system.share, &system.include_server]);
     let relative = |path: &Path| path.strip_prefix(&prefix).map(Path::to_owned);
@@ -105,11 +144,11 @@ fn copy(state: &State, system: &PostgreSql) -> Result<(Tree, bool)> {
         server.size(),
         server.mtime()
     );
-    let root = state.path("pg");
+    let root = state.path(purpose.name());
     if fs::read_to_string(root.join(STAMP)).is_ok_and(|found| found == stamp) {
-        return Ok((Tree::open(state)?, false));
+        return Ok((Tree::open_for(state, purpose)?, false));
     }
-    let new = state.path("pg.new");
+    let new = state.path(format!("{}.new", purpose.name()));
     remove(&new)?;
     // The library directory may lie in that of the programs' or the other way round.
     let mut copied: Vec<&Path> = Vec::new();
@@ -128,7 +167,7 @@ fn copy(state: &State, system: &PostgreSql) -> Result<(Tree, bool)> {
     fs::write(new.join(STAMP), stamp)?;
     remove(&root)?;
     fs::rename(&new, &root)?;
-    Ok((Tree::open(state)?, true))
+    Ok((Tree::open_for(state, purpose)?, true))
 }
 
 fn remove(dir: &Path) -> io::Result<()> {
@@ -149,10 +188,10 @@ fn common_prefix(paths: &[&PathBuf]) -> PathBuf {
 /// # Errors
 /// It does not build, or cannot be written.
 pub fn extension(state: &State, tree: &Tree) -> Result<bool> {
-    let progress = Progress::bar("Building the extension", crates(state));
+    let progress = Progress::bar("Building the extension", crates(tree));
     let stage = state.path("stage");
     remove(&stage)?;
-    let mut command = provision::cargo_for_extension(state);
+    let mut command = tree.cargo();
     command.args(["pgrx", "package", "--package", "drift_pg", "--pg-config"]);
     command.arg(tree.bin("pg_config")).arg("--out-dir").arg(&stage);
     watched(&mut command, |line| {
@@ -184,8 +223,8 @@ pub fn extension(state: &State, tree: &Tree) -> Result<bool> {
 }
 
 /// How many crates the extension consists of; 0 if cargo does not say.
-fn crates(state: &State) -> u64 {
-    let mut command = provision::cargo_for_extension(state);
+fn crates(tree: &Tree) -> u64 {
+    let mut command = tree.cargo();
     command.args(["tree", "--package", "drift_pg", "--edges", "normal,build", "--prefix", "none"]);
     let tree = output(&mut command).unwrap_or_default();
     let mut crates: Vec<&str> = tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();

@@ -8,6 +8,7 @@
 //! | [`provision`] | PostgreSQL 15, its headers, libclang and cargo-pgrx |
 //! | [`install`] | a private PostgreSQL with the extension in it |
 //! | [`cluster`] | clusters: started, stopped, killed, backed up, replicated |
+//! | [`regress`] | SQL scripts whose output must be the expected one |
 //! | [`progress`] | progress of long steps, on a terminal or in a log |
 //!
 //! A scenario test starts from [`cluster::Cluster::builder`]; the private PostgreSQL must have
@@ -20,6 +21,7 @@ pub mod command;
 pub mod install;
 pub mod progress;
 pub mod provision;
+pub mod regress;
 mod server;
 pub mod state;
 pub mod user;

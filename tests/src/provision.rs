@@ -10,7 +10,7 @@ use anyhow::{bail, ensure, Context, Result};
 
 use crate::command::{display, output, succeeds, watched};
 use crate::progress::Progress;
-use crate::state::{self, State};
+use crate::state;
 use crate::user;
 
 /// The version of cargo-pgrx: that of the crate pgrx.
@@ -147,6 +147,17 @@ pub fn packages() -> Result<PostgreSql> {
     PostgreSql::find().context("PostgreSQL 15 is not found")
 }
 
+/// Python 3 with the modules that make a virtual environment.
+///
+/// # Errors
+/// As [`packages`].
+pub fn python() -> Result<()> {
+    if !succeeds(Command::new("python3").args(["-c", "import venv, ensurepip"])) {
+        install(&[("python3-venv", "Python, for the test of pgvector's client")])?;
+    }
+    Ok(())
+}
+
 fn install(lacking: &[(&str, &str)]) -> Result<()> {
     let names: Vec<&str> = lacking.iter().map(|(package, _)| *package).collect();
     let list: String =
@@ -224,16 +235,6 @@ pub fn cargo() -> Command {
     if let Ok(path) = path {
         command.env("PATH", path);
     }
-    command
-}
-
-/// A cargo that builds the extension: with the private PostgreSQL known to pgrx, and a target
-/// directory that no cargo with other settings touches.
-pub fn cargo_for_extension(state: &State) -> Command {
-    let mut command = cargo();
-    command
-        .env("PGRX_HOME", state.path("pgrx"))
-        .env("CARGO_TARGET_DIR", state::target().join("pgrx"));
     command
 }
 
