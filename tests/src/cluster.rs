@@ -168,6 +168,14 @@ impl Cluster {
         command
     }
 
+    /// Makes a directory beside the cluster's data for the server to use.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn server_dir(&self, name: &str) -> Result<PathBuf> {
+        self.state.server_dir(self.dir.join(name))
+    }
+
     /// Appends a parameter to `postgresql.conf`; the server reads it when it starts.
     ///
     /// # Errors

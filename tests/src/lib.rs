@@ -8,6 +8,7 @@
 //! | [`provision`] | PostgreSQL 15, its headers, libclang and cargo-pgrx |
 //! | [`install`] | a private PostgreSQL with the extension in it |
 //! | [`cluster`] | clusters: started, stopped, killed, backed up, replicated |
+//! | [`oracle`] | exact mode held against the sequential scan |
 //! | [`regress`] | SQL scripts whose output must be the expected one |
 //! | [`progress`] | progress of long steps, on a terminal or in a log |
 //!
@@ -19,6 +20,7 @@
 pub mod cluster;
 pub mod command;
 pub mod install;
+pub mod oracle;
 pub mod progress;
 pub mod provision;
 pub mod regress;
