@@ -8,6 +8,7 @@
 //! | [`provision`] | PostgreSQL 15, its headers, libclang and cargo-pgrx |
 //! | [`install`] | a private PostgreSQL with the extension in it |
 //! | [`cluster`] | clusters: started, stopped, killed, backed up, replicated |
+//! | [`data`], [`vector`] | bundled and other vectors; vectors on the wire |
 //! | [`regress`] | SQL scripts whose output must be the expected one |
 //! | [`progress`] | progress of long steps, on a terminal or in a log |
 //!
@@ -18,6 +19,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod data;
 pub mod install;
 pub mod progress;
 pub mod provision;
@@ -25,3 +27,4 @@ pub mod regress;
 mod server;
 pub mod state;
 pub mod user;
+pub mod vector;
