@@ -87,7 +87,18 @@ impl Builder {
     /// # Errors
     /// The private PostgreSQL has not been installed, or `initdb` or the server fails.
     pub fn start(self) -> Result<Cluster> {
-        let mut cluster = match self.place {
+        let mut cluster = self.open()?;
+        cluster.start()?;
+        Ok(cluster)
+    }
+
+    /// Makes the cluster with `initdb`, if it is not there, and leaves it as it is: a lasting one
+    /// may be running.
+    ///
+    /// # Errors
+    /// The private PostgreSQL has not been installed, or `initdb` fails.
+    pub fn open(self) -> Result<Cluster> {
+        let cluster = match self.place {
             None => Cluster::temporary()?,
             Some((dir, socket)) => {
                 let state = State::open()?;
@@ -98,15 +109,8 @@ impl Builder {
             }
         };
         if !cluster.data_dir().join("PG_VERSION").exists() {
-            cluster.init()?;
-            for (name, value) in DEFAULTS {
-                cluster.configure(name, value)?;
-            }
-            for (name, value) in &self.conf {
-                cluster.configure(name, value)?;
-            }
+            cluster.init(&self.conf)?;
         }
-        cluster.start()?;
         Ok(cluster)
     }
 }
@@ -146,11 +150,23 @@ impl Cluster {
         Ok(Cluster { state, tree, dir, socket: path, server: None, temporary: Some(socket) })
     }
 
-    fn init(&self) -> Result<()> {
+    /// Makes the data directory under another name first: one that was left half made by a
+    /// program that was killed would be taken for a cluster.
+    fn init(&self, conf: &[(String, String)]) -> Result<()> {
+        let new = self.dir.join("data.new");
+        if new.exists() {
+            fs::remove_dir_all(&new)?;
+        }
         let mut command = self.as_server("initdb");
         command.args(["--data-checksums", "--no-sync", "--auth=trust", "--encoding=UTF8"]);
-        command.args(["--locale=C", "--username", SUPERUSER, "--pgdata"]).arg(self.data_dir());
-        output(&mut command).map(drop)
+        command.args(["--locale=C", "--username", SUPERUSER, "--pgdata"]).arg(&new);
+        output(&mut command)?;
+        let conf = conf.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+        for (name, value) in DEFAULTS.into_iter().chain(conf) {
+            append(&new, name, value)?;
+        }
+        fs::rename(new, self.data_dir())?;
+        Ok(())
     }
 
     /// A command of the private PostgreSQL that runs as the servers' user.
@@ -181,10 +197,7 @@ impl Cluster {
     /// # Errors
     /// The file cannot be written.
     pub fn configure(&self, name: &str, value: &str) -> Result<()> {
-        let path = self.data_dir().join("postgresql.conf");
-        let mut file = OpenOptions::new().append(true).open(path)?;
-        writeln!(file, "{name} = '{}'", value.replace('\'', "''"))?;
-        Ok(())
+        append(&self.data_dir(), name, value)
     }
 
     /// The data directory.
@@ -426,6 +439,12 @@ impl Drop for Cluster {
         }
         let _ = fs::remove_dir_all(&self.dir);
     }
+}
+
+fn append(data: &Path, name: &str, value: &str) -> Result<()> {
+    let mut file = OpenOptions::new().append(true).open(data.join("postgresql.conf"))?;
+    writeln!(file, "{name} = '{}'", value.replace('\'', "''"))?;
+    Ok(())
 }
 
 /// Variables that would make a client or a server do something else than it is told.

@@ -5,7 +5,9 @@
 //! replaced while a server runs.
 
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{symlink, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -64,6 +66,31 @@ impl Tree {
         let bin = stamp.lines().next().unwrap_or_default();
         let target = state::target().join(format!("drift-build-{}", purpose.name()));
         Ok(Tree { bin: root.join(bin), root, target })
+    }
+
+    /// Tells one build of the extension from another.
+    ///
+    /// # Errors
+    /// The extension's files cannot be read.
+    pub fn fingerprint(&self) -> Result<String> {
+        let mut hasher = DefaultHasher::new();
+        for (option, prefix) in [("--pkglibdir", ""), ("--sharedir", "extension")] {
+            let dir = output(Command::new(self.bin("pg_config")).arg(option))?;
+            let dir = Path::new(dir.trim()).join(prefix);
+            let mut files: Vec<PathBuf> = fs::read_dir(&dir)
+                .with_context(|| format!("cannot read {}", dir.display()))?
+                .map(|entry| Ok(entry?.path()))
+                .collect::<io::Result<_>>()?;
+            files.retain(|it| {
+                it.file_name().is_some_and(|it| it.as_bytes().starts_with(b"drift_pg"))
+            });
+            files.sort();
+            ensure!(!files.is_empty(), "no extension in {}", dir.display());
+            for file in files {
+                fs::read(file)?.hash(&mut hasher);
+            }
+        }
+        Ok(format!("{:016x}", hasher.finish()))
     }
 
     /// A cargo that builds the extension for this PostgreSQL, in a target directory that no cargo

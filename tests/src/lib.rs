@@ -9,6 +9,7 @@
 //! | [`install`] | a private PostgreSQL with the extension in it |
 //! | [`cluster`] | clusters: started, stopped, killed, backed up, replicated |
 //! | [`oracle`] | exact mode held against the sequential scan |
+//! | [`data`], [`vector`] | bundled and other vectors; vectors on the wire |
 //! | [`regress`] | SQL scripts whose output must be the expected one |
 //! | [`progress`] | progress of long steps, on a terminal or in a log |
 //!
@@ -19,6 +20,7 @@
 
 pub mod cluster;
 pub mod command;
+pub mod data;
 pub mod install;
 pub mod oracle;
 pub mod progress;
@@ -27,3 +29,4 @@ pub mod regress;
 mod server;
 pub mod state;
 pub mod user;
+pub mod vector;
