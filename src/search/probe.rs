@@ -48,7 +48,6 @@ impl Iterator for ProbeOrder {
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     first: u64,
-    each: u64,
     exact: bool,
 }
 
@@ -58,16 +57,20 @@ impl Effort {
     /// From 1 on, every row is looked at and every bound is rigorous.
     pub fn new(recall: f64, rows: u64, calibration: &Calibration) -> Effort {
         if recall >= 1.0 {
-            return Effort { first: u64::MAX, each: 0, exact: true };
+            return Effort { first: u64::MAX, exact: true };
         }
         let first = (rows as f64 * calibration.share(recall)) as u64;
         let first = first.max(FEWEST_ROWS);
-        Effort { first, each: first.div_ceil(DELIVERED_PER_FIRST), exact: false }
+        Effort { first, exact: false }
     }
 
     /// Rows to have looked at before row number `delivered` (from 0) is handed out.
+    ///
+    /// It grows as the square: many more rows are asked for only behind a filter, and then few
+    /// that are near may still be unseen by the time farther ones go out.
     pub fn rows(&self, delivered: u64) -> u64 {
-        self.first.max(self.each.saturating_mul(delivered))
+        let growth = delivered.saturating_mul(delivered) / DELIVERED_PER_FIRST.pow(2);
+        self.first.saturating_mul(1 + growth)
     }
 
     /// Whether nothing may be missed.
@@ -78,7 +81,7 @@ impl Effort {
 
 /// Below this many rows, looking at all of them costs less than choosing.
 const FEWEST_ROWS: u64 = 1_000;
-/// Rows delivered before the probed set begins to widen.
+/// Rows delivered before the probed set is twice as wide.
 const DELIVERED_PER_FIRST: u64 = 100;
 
 #[cfg(test)]
