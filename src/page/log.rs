@@ -21,6 +21,9 @@ const FRAME: usize = size_of::<RecordHead>();
 /// Bytes of records a page takes.
 const ROOM: usize = PAYLOAD - HEAD;
 
+/// Pages after which a walk along the log looks whether there are as many.
+const CIRCLE_CHECK: usize = 1024;
+
 /// Where a reader came to the log's end.
 #[derive(Clone, Debug)]
 pub struct LogEnd {
@@ -69,6 +72,7 @@ fn append_to_last(
     vector: &[f32],
 ) -> Read<Option<Hint>> {
     loop {
+        pgrx::check_for_interrupts!();
         let page = Locked::exclusive(index, block);
         let Ok(tail) = page.owned_tail(Kind::Log, log_id) else { return Ok(None) };
         if tail.next != NO_BLOCK {
@@ -270,6 +274,12 @@ fn walk(
     let mut passed = Vec::new();
     let mut seq = None;
     loop {
+        pgrx::check_for_interrupts!();
+        // Pages without records follow one another in number, even in a circle.
+        if passed.len() % CIRCLE_CHECK == CIRCLE_CHECK - 1 && passed.len() > index.blocks() as usize
+        {
+            return Err(Fault::damaged(block, "log link"));
+        }
         page.load(index, view.log_id(), block)?;
         // A page whose numbers do not follow on has been used again further along the log.
         let follows = match seq {
