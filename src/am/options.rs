@@ -68,6 +68,9 @@ pub fn define_settings() {
         GucContext::Userset,
         GucFlags::UNIT_KB,
     );
+    // So that a misspelt setting is an error.
+    // SAFETY: called from _PG_init; the name is static.
+    unsafe { pg_sys::MarkGUCPrefixReserved(c"drift".as_ptr()) };
 }
 
 /// The recall a scan of an index with this storage parameter aims at: the session's setting, or,

@@ -45,6 +45,7 @@ SELECT fails('SET drift.target_recall = -0.1');
 SELECT fails('SET drift.iterative_scan = always');
 SELECT fails('SET drift.max_scan_tuples = -1');
 SELECT fails('SET drift.log_limit = 0');
+SELECT fails('SET drift.probes = 10');
 
 -- rows and queries
 SET enable_seqscan = off;

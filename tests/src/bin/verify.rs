@@ -212,7 +212,7 @@ fn run(step: Step, options: &Options, state: &State) -> Result<(bool, Outcome)> 
             let mut command = with(provision::cargo(), "test -p harness --no-fail-fast");
             command.env("DRIFT_STATE", state.path(""));
             if options.soak {
-                command.args(["--", "--include-ignored"]);
+                command.env("DRIFT_SOAK", "1");
             }
             commands([command])
         }
