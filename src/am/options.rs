@@ -26,7 +26,7 @@ static TARGET_RECALL: GucSetting<f64> = GucSetting::<f64>::new(DEFAULT_RECALL);
 static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::strict_order);
 static MAX_SCAN_TUPLES: GucSetting<i32> = GucSetting::<i32>::new(0);
-static LOG_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
+static LOG_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(2 * 1024);
 
 /// Makes the settings known to the server.
 pub fn define_settings() {
