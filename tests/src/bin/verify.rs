@@ -260,7 +260,9 @@ fn counts(line: &str) -> Option<(u64, u64)> {
 /// what pgrx takes for sudo.
 fn pgrx_test(state: &State, tree: &Tree) -> Result<Command> {
     let mut command = with(tree.cargo(), "pgrx test --package drift_pg");
-    command.arg("--pgdata").arg(state.server_dir("pg-test-data")?);
+    // The server's socket goes there too, and the whole name of a socket may have 107 bytes.
+    let data = state.socket_dir()?.join("pg-test");
+    command.arg("--pgdata").arg(state.server_dir(data)?);
     if user::is_root() {
         let bin = state.dir("sudo")?;
         become_user(&bin.join("sudo"))?;
