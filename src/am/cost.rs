@@ -1,6 +1,7 @@
 //! What a scan costs, for the planner.
 
 use super::options;
+use crate::page::Index;
 use pgrx::{pg_guard, pg_sys};
 
 /// Rows in a bucket, about.
@@ -41,7 +42,10 @@ pub unsafe extern "C-unwind" fn amcostestimate(
 
         let rows = info.tuples.max(0.0);
         let buckets = rows / ROWS_PER_BUCKET;
-        let exact = options::target_recall(None) >= 1.0;
+        let relation = pg_sys::index_open(info.indexoid, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let of_index = options::index_recall(Index::new(relation));
+        pg_sys::index_close(relation, pg_sys::NoLock as pg_sys::LOCKMODE);
+        let exact = options::target_recall(of_index) >= 1.0;
         let probed = if exact { rows } else { rows * PROBED };
         let vectors = FIRST_VECTORS.min(rows);
         *startup = (buckets + probed) * CODE_COST * pg_sys::cpu_operator_cost

@@ -97,7 +97,7 @@ fn drift_index_info(
     ),
 > {
     let index = drift_index(&index);
-    let info = on_newest(|| {
+    let info = on_newest(index, || {
         let view = View::take(index)?;
         let snapshot = Snapshot::of(index, &view)?;
         let mut log_rows = 0;

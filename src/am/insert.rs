@@ -5,7 +5,7 @@ use super::{key, options};
 use crate::janitor::{self, JobLock};
 use crate::page::{append, Hint, Index, OrRaise, View};
 use crate::vector::{Detoasted, VectorError};
-use pgrx::{pg_guard, pg_sys};
+use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
 
 /// What a backend remembers of an index between inserts, in `rd_amcache`.
 #[derive(Clone, Copy)]
@@ -45,12 +45,27 @@ pub unsafe extern "C-unwind" fn aminsert(
     }
     let appended = append(index, memory.hint, tid, &vector).or_raise(index);
     remember(index, Memory { hint: Some(appended.hint), ..memory });
-    if appended.grown_to.is_some_and(|pages| pages > options::log_limit_pages()) {
+    if appended.grown.is_some_and(is_due) {
         if let Some(job) = JobLock::try_acquire(index) {
-            janitor::flush(index, &job).or_raise(index);
+            if let Err(fault) = janitor::flush(index, &job) {
+                // The row is in the log; what is wrong elsewhere is for its readers to be told.
+                pgrx::ereport!(
+                    WARNING,
+                    PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED,
+                    format!("could not flush the log of index \"{}\": {fault:?}", index.name())
+                );
+            }
         }
     }
     false
+}
+
+/// Whether a log that has grown is to be flushed: when it passes the limit, and, if that flush
+/// came to nothing, each quarter of the limit later.
+fn is_due((before, after): (u32, u32)) -> bool {
+    let limit = options::log_limit_pages();
+    let step = (limit / 4).max(1);
+    after > limit && (before <= limit || before / step != after / step)
 }
 
 /// What is remembered of the index, or read from its metapage.

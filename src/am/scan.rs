@@ -6,7 +6,7 @@
 
 use super::options;
 use super::snapshot::{Snapshot, SnapshotRows};
-use crate::page::{read_log, Fault, Index, OrRaise, Read, Tid, View};
+use crate::page::{read_log, Fault, Identity, Index, OrRaise, Read, Tid, View};
 use crate::search::{Effort, Params, Search, Source};
 use crate::vector::{Detoasted, VectorError};
 use pgrx::{pg_guard, pg_sys, PgMemoryContexts, PgSqlErrorCode};
@@ -39,8 +39,36 @@ struct Ordered {
     delivered: HashSet<Tid>,
 }
 
-/// How often a scan starts over before it gives up.
-const MOST_RESTARTS: usize = 1000;
+/// Starts over when a page was recycled, as long as there is a newer view to start over on.
+struct Retry {
+    index: Index,
+    seen: Option<(Identity, u64)>,
+    in_vain: u32,
+}
+
+/// How often the same view may disappoint: it may have been outdated within the attempt.
+const MOST_IN_VAIN: u32 = 3;
+
+impl Retry {
+    fn new(index: Index) -> Retry {
+        Retry { index, seen: None, in_vain: 0 }
+    }
+
+    /// Whether to try again after `fault`; if the view has not changed it was damage.
+    fn after(&mut self, fault: Fault) -> Read<()> {
+        let Fault::Recycled(_) = fault else { return Err(fault) };
+        pgrx::check_for_interrupts!();
+        let view = View::take(self.index)?;
+        let now = Some((view.manifest().id, view.log_head_seq()));
+        self.in_vain = if self.seen == now { self.in_vain + 1 } else { 0 };
+        self.seen = now;
+        if self.in_vain < MOST_IN_VAIN {
+            Ok(())
+        } else {
+            Err(fault.under_lock())
+        }
+    }
+}
 
 /// Starts a scan.
 #[pg_guard]
@@ -144,21 +172,19 @@ fn require_mvcc(scan: &pg_sys::IndexScanDescData) {
 }
 
 /// Reads until no page has been recycled under it.
-pub fn on_newest<T>(mut attempt: impl FnMut() -> Read<T>) -> Read<T> {
-    let mut result = attempt();
-    for _ in 0..MOST_RESTARTS {
-        if !matches!(result, Err(Fault::Recycled)) {
-            break;
+pub fn on_newest<T>(index: Index, mut attempt: impl FnMut() -> Read<T>) -> Read<T> {
+    let mut retry = Retry::new(index);
+    loop {
+        match attempt() {
+            Err(fault) => retry.after(fault)?,
+            done => return done,
         }
-        pgrx::check_for_interrupts!();
-        result = attempt();
     }
-    result
 }
 
 /// Every row of the index.
 fn all_tids(index: Index) -> Read<Vec<Tid>> {
-    on_newest(|| {
+    on_newest(index, || {
         let view = View::take(index)?;
         let mut tids = Snapshot::of(index, &view)?.tids(index)?;
         read_log(index, &view, |_, tid, _| {
@@ -173,7 +199,7 @@ fn all_tids(index: Index) -> Read<Vec<Tid>> {
 impl Ordered {
     /// Takes a view and ranks the log's rows.
     fn start(index: Index, query: Vec<f32>, delivered: HashSet<Tid>) -> Read<Ordered> {
-        let (search, rows, log_tids) = on_newest(|| {
+        let (search, rows, log_tids) = on_newest(index, || {
             let view = View::take(index)?;
             if view.dims() != query.len() {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
@@ -200,18 +226,18 @@ impl Ordered {
 
     /// The next row that has not been delivered.
     fn next(&mut self, index: Index) -> Read<Option<Tid>> {
-        for _ in 0..MOST_RESTARTS {
+        let mut retry = Retry::new(index);
+        loop {
             match self.try_next() {
-                Err(Fault::Recycled) => {
-                    pgrx::check_for_interrupts!();
-                    let query = std::mem::take(&mut self.query);
-                    let delivered = std::mem::take(&mut self.delivered);
-                    *self = Ordered::start(index, query, delivered)?;
-                }
-                result => return result,
+                Err(fault) => retry.after(fault)?,
+                done => return done,
             }
+            let query = self.query.clone();
+            let delivered = std::mem::take(&mut self.delivered);
+            let mut newer = Ordered::start(index, query, delivered)?;
+            newer.search.resume(&self.search);
+            *self = newer;
         }
-        Err(Fault::Recycled)
     }
 
     fn try_next(&mut self) -> Read<Option<Tid>> {

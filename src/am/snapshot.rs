@@ -150,6 +150,7 @@ impl LiveSegment {
         let load_shapes =
             || -> Read<Vec<BucketShape>> { segment.read_buckets(index, router.len() as u32) };
         let mut arena = open_arena(index, metric, dims, &segment);
+        let mut rebuilt = false;
         if arena.is_none() {
             // One backend makes it again; the others read pages meanwhile.
             if let Some(_lock) = JobLock::try_arenas(index) {
@@ -157,9 +158,12 @@ impl LiveSegment {
                 if arena.is_none() {
                     let shapes = load_shapes()?;
                     arena = rebuild_arena(index, metric, dims, router, &segment, &shapes)?;
-                    sweep_if_idle(index)?;
+                    rebuilt = true;
                 }
             }
+        }
+        if rebuilt {
+            sweep_if_idle(index)?;
         }
         let cell = OnceCell::new();
         match arena {
@@ -301,6 +305,7 @@ impl Rows for SnapshotRows {
     }
 
     fn vector<T>(&mut self, segment: u32, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
+        pgrx::check_for_interrupts!();
         self.vectors[segment as usize].row(row, with)
     }
 }

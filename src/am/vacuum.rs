@@ -20,8 +20,11 @@ pub unsafe extern "C-unwind" fn ambulkdelete(
             ip_blkid: pg_sys::BlockIdData { bi_hi: (block >> 16) as u16, bi_lo: block as u16 },
             ip_posid: tid.offset(),
         };
-        // SAFETY: the callback gets what it was passed with.
-        callback.is_some_and(|callback| unsafe { callback(&mut pointer, state) })
+        // SAFETY: the callback gets what it was passed with; an error it raises becomes a panic
+        // before it passes Rust's frames.
+        callback.is_some_and(|callback| unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| callback(&mut pointer, state))
+        })
     })
     .or_raise(index);
     let stats = ensure(stats);
@@ -51,6 +54,7 @@ pub unsafe extern "C-unwind" fn amvacuumcleanup(
     let view = View::take(index).or_raise(index);
     let (manifest, _) = Manifest::read(index, view.manifest()).or_raise(index);
     janitor::sweep(index, &manifest);
+    janitor::sweep_database();
     drop(job);
 
     let stats = ensure(stats);

@@ -9,7 +9,8 @@ use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Flip, Index, Manifest, Read, Segment, Space, TidReader, VectorReader, View,
+    publish, read_log, Fault, Flip, Index, Manifest, Read, Segment, Space, TidReader, VectorReader,
+    View,
 };
 use pgrx::pg_sys;
 
@@ -60,6 +61,10 @@ pub fn build(index: Index, mut store: RowStore) -> Read<()> {
 /// # Errors
 /// What reading pages gave.
 pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
+    try_flush(index, job).map_err(Fault::under_lock)
+}
+
+fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
     let (view, blocks) = View::take_with_blocks(index)?;
     let (manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());

@@ -22,6 +22,6 @@ pub use progress::{phase_name, Phase, Progress};
 pub use rebuild::rebuild_arena;
 pub use router::load as load_router;
 pub use rows::RowStore;
-pub use sweep::{arena_place, sweep, sweep_if_idle};
+pub use sweep::{arena_place, sweep, sweep_database, sweep_if_idle};
 pub use transaction::{remove_arenas_at_abort, watch_drops};
 pub use vacuum::bulk_delete;

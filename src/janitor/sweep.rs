@@ -3,6 +3,7 @@
 use super::lock::JobLock;
 use crate::arena::{self, ArenaName, Listed};
 use crate::page::{Identity, Index, Manifest, Read, View};
+use pgrx::pg_sys;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -65,6 +66,42 @@ pub fn sweep_if_idle(index: Index) -> Read<()> {
     let (manifest, _) = Manifest::read(index, view.manifest())?;
     sweep(index, &manifest);
     Ok(())
+}
+
+/// Removes the arenas of dropped relations from every directory of this database: an index that was
+/// moved to another tablespace, or dropped by a session that knew nothing of arenas, has left its
+/// own behind.
+pub fn sweep_database() {
+    // SAFETY: reads a variable of the backend's own thread.
+    let database = unsafe { pg_sys::MyDatabaseId }.to_u32().to_string();
+    remove_orphans(&Path::new("base").join(&database));
+    for version in subdirectories(Path::new("pg_tblspc")).flat_map(|space| subdirectories(&space)) {
+        remove_orphans(&version.join(&database));
+    }
+}
+
+/// As [`sweep_database`], for one tablespace and all databases.
+pub fn sweep_tablespace(tablespace: u32) {
+    let directory = Path::new("pg_tblspc").join(tablespace.to_string());
+    for database in subdirectories(&directory).flat_map(|version| subdirectories(&version)) {
+        remove_orphans(&database);
+    }
+}
+
+fn subdirectories(directory: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten();
+    entries.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir())
+}
+
+/// Removes the arenas whose relation is gone.
+fn remove_orphans(directory: &Path) {
+    for entry in arena::list(directory).into_iter().flatten() {
+        if let Listed::Arena(name) = entry {
+            if is_gone(&directory.join(name.relation())) {
+                let _ = arena::remove(directory, &name);
+            }
+        }
+    }
 }
 
 /// Removes all arenas of a relation that is gone, or about to be.

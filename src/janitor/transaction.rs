@@ -2,7 +2,7 @@
 //!
 //! What is missed here, say by a session that has not loaded the library, the next sweep finds.
 
-use super::sweep::{arena_place, remove_arenas_of};
+use super::sweep::{arena_place, remove_arenas_of, sweep_tablespace};
 use crate::page::{Identity, Index};
 use pgrx::{pg_guard, pg_sys, PgXactCallbackEvent};
 use std::ptr::addr_of;
@@ -42,11 +42,17 @@ unsafe extern "C-unwind" fn object_access(
     // still there, locked by whoever drops it.
     unsafe {
         if let Some(next) = *addr_of!(NEXT_HOOK) {
-            next(access, class, object, sub_object, argument);
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                next(access, class, object, sub_object, argument);
+            });
         }
         let is_relation = class == pg_sys::RelationRelationId && sub_object == 0;
         if access == pg_sys::ObjectAccessType::OAT_DROP && is_relation {
             relation_dropped(object);
+        }
+        if access == pg_sys::ObjectAccessType::OAT_DROP && class == pg_sys::TableSpaceRelationId {
+            // Before the server looks whether it is empty.
+            sweep_tablespace(object.to_u32());
         }
     }
 }

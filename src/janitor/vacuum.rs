@@ -3,7 +3,7 @@
 use super::flush::commit;
 use super::lock::JobLock;
 use crate::page::layout::TIDS_PER_PAGE;
-use crate::page::{kill_log_rows, Index, Manifest, Read, Space, Tid, TidReader, View};
+use crate::page::{kill_log_rows, Fault, Index, Manifest, Read, Space, Tid, TidReader, View};
 
 /// What a bulk delete found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,11 +18,17 @@ pub struct Deleted {
 ///
 /// Takes the job lock for all of it, so that no entry moves into a new segment unseen. Deletions
 /// are keyed by the entry's place, never by its TID.
-pub fn bulk_delete(index: Index, mut is_dead: impl FnMut(Tid) -> bool) -> Read<Deleted> {
+pub fn bulk_delete(index: Index, is_dead: impl FnMut(Tid) -> bool) -> Read<Deleted> {
+    try_bulk_delete(index, is_dead).map_err(Fault::under_lock)
+}
+
+fn try_bulk_delete(index: Index, mut is_dead: impl FnMut(Tid) -> bool) -> Read<Deleted> {
     let job = JobLock::wait(index);
     let (view, blocks) = View::take_with_blocks(index)?;
     let (mut manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let mut total = Deleted::default();
+    // Also when an earlier job was interrupted after it had removed rows.
+    let mut recounted = false;
     for segment in &mut manifest.segments {
         let tids = TidReader::new(index, segment)?;
         let mut live = 0;
@@ -43,15 +49,15 @@ pub fn bulk_delete(index: Index, mut is_dead: impl FnMut(Tid) -> bool) -> Read<D
                 total.removed += places.len() as u64;
             }
         }
+        recounted |= segment.live != live;
         segment.live = live;
         total.live += live;
     }
-    let removed_from_segments = total.removed;
     let (live, removed, end) = kill_log_rows(index, &view, &mut is_dead)?;
     total.live += live;
     total.removed += removed;
 
-    if removed_from_segments > 0 {
+    if recounted {
         let mut log_blocks = end.passed;
         log_blocks.push(end.block);
         let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;

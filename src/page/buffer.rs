@@ -112,7 +112,7 @@ impl Locked {
         // A zeroed page is one that a crash or another writer's extension left empty.
         let zeroed = bytemuck::bytes_of(&tail).iter().all(|byte| *byte == 0);
         if zeroed || (tail.magic == TAIL_MAGIC && tail.owner != owner) {
-            Err(Fault::Recycled)
+            Err(Fault::Recycled(self.block))
         } else {
             Err(Fault::damaged(self.block, "owner"))
         }

@@ -2,7 +2,7 @@
 
 use super::buffer::Locked;
 use super::fault::{Fault, Read};
-use super::layout::{Extent, Kind, PAYLOAD};
+use super::layout::{Extent, Kind, NO_BLOCK, PAYLOAD};
 use super::wal::{tail, Change, PAGES_PER_RECORD};
 use super::{Identity, Index};
 
@@ -32,6 +32,7 @@ impl Column {
         let reader = ColumnReader::new(index, self)?;
         let mut bytes = Vec::with_capacity(self.bytes as usize);
         for ordinal in 0..Column::pages(self.bytes) as u32 {
+            pgrx::check_for_interrupts!();
             let want = (self.bytes as usize - bytes.len()).min(PAYLOAD);
             reader.page(ordinal, |payload| bytes.extend_from_slice(&payload[..want]))?;
         }
@@ -61,6 +62,12 @@ impl ColumnReader {
             runs.push((ordinal, *extent));
             ordinal = ordinal.saturating_add(extent.len);
         }
+        let blocks = index.blocks();
+        let outside =
+            |extent: &&Extent| extent.start.checked_add(extent.len).is_none_or(|end| end > blocks);
+        if let Some(extent) = column.extents.iter().find(outside) {
+            return Err(Fault::damaged(extent.start, "place in the file"));
+        }
         if u64::from(ordinal) < Column::pages(column.bytes) {
             return Err(Fault::damaged(0, "column extents"));
         }
@@ -73,7 +80,8 @@ impl ColumnReader {
         let run = after.checked_sub(1).and_then(|at| self.runs.get(at));
         match run {
             Some((first, extent)) if ordinal - first < extent.len => {
-                Ok(extent.start + (ordinal - first))
+                let block = extent.start.checked_add(ordinal - first);
+                block.filter(|block| *block != NO_BLOCK).ok_or(Fault::damaged(0, "column extents"))
             }
             _ => Err(Fault::damaged(0, "column extents")),
         }

@@ -6,8 +6,8 @@ use pgrx::{function_name, PgLogLevel, PgSqlErrorCode};
 /// Why pages could not be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fault {
-    /// The page has been given to something else since the reader took its view.
-    Recycled,
+    /// This page has been given to something else since the reader took its view.
+    Recycled(u32),
     /// The page holds what no version of this code writes.
     Damaged {
         /// The page.
@@ -28,10 +28,18 @@ impl Fault {
         Fault::Damaged { block, what }
     }
 
+    /// The same, as it is to a job: while one holds the lock, no page it may read is recycled.
+    pub fn under_lock(self) -> Fault {
+        match self {
+            Fault::Recycled(block) => Fault::damaged(block, "owner"),
+            fault => fault,
+        }
+    }
+
     /// Ends the statement with this fault as its error.
     pub fn raise(&self, index: &str) -> ! {
         let report = match self {
-            Fault::Recycled => ErrorReport::new(
+            Fault::Recycled(_) => ErrorReport::new(
                 PgSqlErrorCode::ERRCODE_T_R_SERIALIZATION_FAILURE,
                 format!("index \"{index}\" changed faster than it could be read"),
                 function_name!(),

@@ -48,8 +48,8 @@ pub struct Hint {
 pub struct Appended {
     /// Where to try first the next time.
     pub hint: Hint,
-    /// Pages of the log, if this append added one.
-    pub grown_to: Option<u32>,
+    /// Pages of the log before and after, if this append added some.
+    pub grown: Option<(u32, u32)>,
 }
 
 /// Appends a row. `vector` has the index's dimensions.
@@ -57,7 +57,7 @@ pub fn append(index: Index, hint: Option<Hint>, tid: Tid, vector: &[f32]) -> Rea
     if FRAME + size_of_val(vector) <= ROOM {
         if let Some(hint) = hint {
             if let Some(hint) = append_to_last(index, hint, tid, vector)? {
-                return Ok(Appended { hint, grown_to: None });
+                return Ok(Appended { hint, grown: None });
             }
         }
     }
@@ -79,7 +79,7 @@ fn append_to_last(
             block = tail.next;
             continue;
         }
-        let head = read_head(&page)?;
+        let head = read_head(&page, vector.len())?;
         if !has_room(&head, vector) {
             return Ok(None);
         }
@@ -94,19 +94,22 @@ fn append_to_last(
 fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     let meta_page = Locked::exclusive(index, META_BLOCK);
     let mut meta = meta::read(&meta_page)?;
+    if meta.log_tail_block >= index.blocks() {
+        return Err(Fault::damaged(META_BLOCK, "log position"));
+    }
     let last = Locked::exclusive(index, meta.log_tail_block);
     let last_tail = log_tail(&last, meta.log_id)?;
     if last_tail.next != NO_BLOCK {
         return Err(Fault::damaged(last.block(), "log link"));
     }
-    let last_head = read_head(&last)?;
+    let last_head = read_head(&last, vector.len())?;
     if has_room(&last_head, vector) {
         let change = Change::begin(index);
         push_record(&mut change.edit(&last), last_head, tid, vector);
         change.commit();
         return Ok(Appended {
             hint: Hint { log_id: meta.log_id, block: last.block() },
-            grown_to: None,
+            grown: None,
         });
     }
 
@@ -139,7 +142,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     let whole = parts.first().copied().unwrap_or_default();
     let used = if end.is_some() { PAYLOAD } else { HEAD + whole.len() };
     meta.log_tail_block = end.unwrap_or(first.block());
-    meta.log_pages += added;
+    meta.log_pages = meta.log_pages.saturating_add(added);
     let change = Change::begin(index);
     let mut image = change.fill(&first, tail(Kind::Log, meta.log_id, 0));
     link(&mut image, next);
@@ -149,7 +152,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     change.commit();
     Ok(Appended {
         hint: Hint { log_id: meta.log_id, block: meta.log_tail_block },
-        grown_to: Some(meta.log_pages),
+        grown: Some((meta.log_pages - added, meta.log_pages)),
     })
 }
 
@@ -160,8 +163,14 @@ fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
     };
     run.len -= 1;
     let block = run.start.saturating_add(run.len);
-    if block == META_BLOCK || block >= index.blocks() {
+    if block == META_BLOCK || block == NO_BLOCK {
         return Err(Fault::damaged(META_BLOCK, "log reserve"));
+    }
+    // Extension is not logged: after a crash, or on a promoted standby, the file may end before a
+    // page that was set aside.
+    while index.blocks() <= block {
+        pgrx::check_for_interrupts!();
+        drop(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM));
     }
     Ok(Locked::overwrite(index, block))
 }
@@ -202,10 +211,17 @@ fn log_tail(page: &Locked, log_id: Identity) -> Read<super::layout::Tail> {
     page.owned_tail(Kind::Log, log_id).map_err(|_| Fault::damaged(page.block(), "log owner"))
 }
 
-fn read_head(page: &Locked) -> Read<LogHead> {
+/// A page's header, if the bytes in use are those of its records.
+fn read_head(page: &Locked, dims: usize) -> Read<LogHead> {
     let head: LogHead = bytemuck::pod_read_unaligned(&page.payload()[..HEAD]);
-    let used = head.used as usize;
-    if (HEAD..=PAYLOAD).contains(&used) && head.count as usize <= ROOM / FRAME {
+    let (used, count) = (head.used as usize, head.count as usize);
+    let record = FRAME + dims * size_of::<f32>();
+    let sound = if record <= ROOM {
+        count <= ROOM / record && used == HEAD + count * record
+    } else {
+        count <= 1 && (HEAD..=PAYLOAD).contains(&used)
+    };
+    if sound {
         Ok(head)
     } else {
         Err(Fault::damaged(page.block(), "log header"))
@@ -219,6 +235,8 @@ struct PageCopy {
     block: u32,
     next: u32,
     head: LogHead,
+    /// Blocks the relation is known to have.
+    blocks: u32,
 }
 
 impl PageCopy {
@@ -228,13 +246,21 @@ impl PageCopy {
             block: NO_BLOCK,
             next: NO_BLOCK,
             head: LogHead { first_seq: 0, count: 0, used: 0 },
+            blocks: 0,
         }
     }
 
-    fn load(&mut self, index: Index, log_id: Identity, block: u32) -> Read<()> {
+    fn load(&mut self, index: Index, view: &View, block: u32) -> Read<()> {
+        if block >= self.blocks {
+            self.blocks = index.blocks();
+        }
+        if block >= self.blocks {
+            let from = if self.block == NO_BLOCK { META_BLOCK } else { self.block };
+            return Err(Fault::damaged(from, "log link"));
+        }
         let page = Locked::share(index, block);
-        let tail = page.owned_tail(Kind::Log, log_id)?;
-        self.head = read_head(&page)?;
+        let tail = page.owned_tail(Kind::Log, view.log_id())?;
+        self.head = read_head(&page, view.dims())?;
         self.block = block;
         self.next = tail.next;
         bytemuck::cast_slice_mut(self.words.as_mut_slice())[..PAYLOAD]
@@ -280,14 +306,14 @@ fn walk(
         {
             return Err(Fault::damaged(block, "log link"));
         }
-        page.load(index, view.log_id(), block)?;
+        page.load(index, view, block)?;
         // A page whose numbers do not follow on has been used again further along the log.
         let follows = match seq {
             None => page.head.first_seq <= view.log_head_seq(),
             Some(seq) => page.head.first_seq == seq,
         };
         if !follows {
-            return Err(Fault::Recycled);
+            return Err(Fault::Recycled(page.block));
         }
         let start = page.block;
         let mut offset = HEAD;
@@ -327,9 +353,9 @@ fn walk(
             let mut more = take(&page.used()[body..]);
             while more {
                 passed.push(page.block);
-                page.load(index, view.log_id(), page.next)?;
+                page.load(index, view, page.next)?;
                 if page.head.count != 0 || page.head.first_seq != frame.seq + 1 {
-                    return Err(Fault::Recycled);
+                    return Err(Fault::Recycled(page.block));
                 }
                 more = take(&page.used()[HEAD..]);
             }
@@ -387,6 +413,7 @@ pub fn kill_rows(
         }
     })?;
     for group in dead.chunk_by(|a, b| a.block == b.block) {
+        pgrx::check_for_interrupts!();
         let page = Locked::exclusive(index, group[0].block);
         log_tail(&page, view.log_id())?;
         let change = Change::begin(index);

@@ -215,7 +215,7 @@ impl Manifest {
         let mut blocks = Vec::new();
         let mut block = root.block;
         while bytes.len() < root.bytes as usize {
-            if block == NO_BLOCK {
+            if block >= index.blocks() {
                 return Err(Fault::damaged(root.block, "manifest chain"));
             }
             let page = Locked::share(index, block);

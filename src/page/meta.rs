@@ -4,6 +4,7 @@ use super::buffer::Locked;
 use super::fault::{Fault, Read};
 use super::layout::{
     Extent, Kind, LogHead, ManifestRef, MetaPayload, FORMAT, LOG_RESERVE, META_BLOCK, META_MAGIC,
+    NO_BLOCK,
 };
 use super::log::LogEnd;
 use super::wal::{tail, Change, PageMut};
@@ -13,6 +14,8 @@ use bytemuck::Zeroable;
 use pgrx::pg_sys;
 use std::mem::size_of;
 
+/// Components a vector has at most.
+const MAX_DIMS: u32 = 16_000;
 /// The first page of a new index's log.
 const FIRST_LOG_BLOCK: u32 = 1;
 
@@ -89,6 +92,13 @@ pub fn read(page: &Locked) -> Read<MetaPayload> {
     }
     if meta.crc != checksum(&meta) {
         return Err(Fault::damaged(META_BLOCK, "checksum"));
+    }
+    if !(1..=MAX_DIMS).contains(&meta.dims) {
+        return Err(Fault::damaged(META_BLOCK, "number of dimensions"));
+    }
+    if [meta.log_head_block, meta.log_tail_block].iter().any(|b| [META_BLOCK, NO_BLOCK].contains(b))
+    {
+        return Err(Fault::damaged(META_BLOCK, "log position"));
     }
     Ok(meta)
 }

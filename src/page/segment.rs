@@ -73,7 +73,7 @@ impl VectorReader {
     /// Prepares to read vectors of `dims` components.
     pub fn new(index: Index, segment: &Segment, dims: usize) -> Read<VectorReader> {
         let row_bytes = dims * size_of::<f32>();
-        if segment.vectors.bytes != segment.rows * row_bytes as u64 {
+        if Some(segment.vectors.bytes) != segment.rows.checked_mul(row_bytes as u64) {
             return Err(Fault::damaged(0, "vector column length"));
         }
         let column = ColumnReader::new(index, &segment.vectors)?;
@@ -135,7 +135,7 @@ pub struct TidReader {
 impl TidReader {
     /// Prepares to read the TIDs of `segment`.
     pub fn new(index: Index, segment: &Segment) -> Read<TidReader> {
-        if segment.tids.bytes != segment.rows * size_of::<Tid>() as u64 {
+        if Some(segment.tids.bytes) != segment.rows.checked_mul(size_of::<Tid>() as u64) {
             return Err(Fault::damaged(0, "TID column length"));
         }
         Ok(TidReader { column: ColumnReader::new(index, &segment.tids)?, rows: segment.rows })

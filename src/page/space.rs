@@ -15,6 +15,8 @@ pub struct Space {
     free: Vec<Extent>,
     /// Free once the job's manifest is current.
     released: Vec<Extent>,
+    /// The log's: the file may have lost these pages, and get them again as it is extended.
+    reserve: Vec<Extent>,
 }
 
 impl Space {
@@ -40,7 +42,7 @@ impl Space {
         used.extend(manifest.columns().flat_map(|column| column.extents.iter().copied()));
         used.extend(&reserve);
         let free = gaps(used, blocks).ok_or(Fault::damaged(META_BLOCK, "space map"))?;
-        Ok(Space { index, free, released: Vec::new() })
+        Ok(Space { index, free, released: Vec::new(), reserve })
     }
 
     /// Takes `pages` pages, extending the relation for those that are not free.
@@ -56,8 +58,12 @@ impl Space {
             want -= run.len;
             taken.push(run);
         }
-        for _ in 0..want {
+        while want > 0 {
             let block = Locked::extend(self.index, pg_sys::ForkNumber::MAIN_FORKNUM).block();
+            if self.reserve.iter().any(|extent| extent.contains(block)) {
+                continue;
+            }
+            want -= 1;
             match taken.last_mut() {
                 Some(run) if run.start + run.len == block => run.len += 1,
                 _ => taken.push(Extent { start: block, len: 1 }),

@@ -154,6 +154,13 @@ impl Search {
         }
     }
 
+    /// Goes on in the place of `earlier`, whose view is outdated: in strict order nothing goes out
+    /// before what that one has delivered.
+    pub fn resume(&mut self, earlier: &Search) {
+        self.last_rank = earlier.last_rank;
+        self.delivered = earlier.delivered;
+    }
+
     /// Adds row number `place` of L0.
     pub fn add(&mut self, place: u32, vector: &[f32]) {
         let rank = self.metric.rank(&self.query, vector);

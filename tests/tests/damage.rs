@@ -3,6 +3,8 @@
 use anyhow::{ensure, Context, Result};
 use harness::cluster::{Cluster, Stop};
 use harness::oracle::{compare, require_quiet_log, DISTANCES};
+use postgres::error::SqlState;
+use postgres::Client;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -36,7 +38,7 @@ const fn harm(what: &'static str, kind: u16, offset: usize, bytes: &'static [u8]
     Harm { what, kind, offset, bytes, code: "XX002" }
 }
 
-const HARMS: [Harm; 13] = [
+const HARMS: [Harm; 21] = [
     harm("metapage: magic", META, PAYLOAD, b"NOTDRIFT"),
     harm("metapage: dimensions", META, PAYLOAD + 16, &[7]),
     harm("metapage: log head", META, PAYLOAD + 80, &[0xff; 8]),
@@ -56,6 +58,15 @@ const HARMS: [Harm; 13] = [
     harm("router: a centroid", ROUTER, PAYLOAD + 40, &[0xff; 4]),
     harm("TID page: tail", TIDS, KIND + 2, &[0; 2]),
     harm("vector page: tail", VECTORS, KIND, &[0x77; 4]),
+    harm("log page: first number", LOG, PAYLOAD, &[0xff; 8]),
+    harm("log page: a link to nowhere", LOG, TAIL + 20, &[0xf0, 0xff, 0xff, 0x7f]),
+    // What a write that was lost, or a repair by zeroing, leaves.
+    harm("log page: zeroes", LOG, 0, &[0; PAGE]),
+    harm("manifest: zeroes", MANIFEST, 0, &[0; PAGE]),
+    harm("bucket table: zeroes", BUCKETS, 0, &[0; PAGE]),
+    harm("router: zeroes", ROUTER, 0, &[0; PAGE]),
+    harm("TID page: zeroes", TIDS, 0, &[0; PAGE]),
+    harm("vector page: zeroes", VECTORS, 0, &[0; PAGE]),
 ];
 
 #[test]
@@ -80,6 +91,17 @@ fn a_damaged_page_is_noticed() -> Result<()> {
         suffer(&mut cluster, harm).context(harm.what)?;
     }
     require_quiet_log(&cluster.log())
+}
+
+/// Expects the statement to fail, with a hint at what to do.
+fn refused(client: &mut Client, statement: &str, code: &str) -> Result<()> {
+    let Err(error) = client.simple_query(statement) else {
+        anyhow::bail!("{statement} succeeded");
+    };
+    let error = error.as_db_error().with_context(|| format!("{statement}: {error}"))?;
+    ensure!(error.code().code() == code, "{statement}: {error:?}");
+    ensure!(error.hint().is_some_and(|hint| hint.contains("REINDEX")), "{statement}: {error:?}");
+    Ok(())
 }
 
 /// Stops the server, does the harm to every page of the kind, and looks at what comes of it.
@@ -109,17 +131,23 @@ fn suffer(cluster: &mut Cluster, harm: &Harm) -> Result<()> {
     let mut client = cluster.connect()?;
     client.batch_execute("SET enable_seqscan = off; SET drift.target_recall = 1")?;
     let nearest = format!("SELECT id FROM t ORDER BY e <-> '{QUERY}' LIMIT 4200");
-    let Err(error) = client.query(&nearest, &[]) else {
-        anyhow::bail!("the query succeeded");
-    };
-    let error = error.as_db_error().context("an error of the server's")?;
-    ensure!(error.code().code() == harm.code, "{error:?}");
-    ensure!(error.hint().is_some_and(|hint| hint.contains("REINDEX")), "{error:?}");
+    refused(&mut client, &nearest, harm.code)?;
+    // So many dead rows that VACUUM rewrites the segment, and reads what a search of all reads.
+    client.batch_execute("DELETE FROM t WHERE id % 2 = 0 AND id <= 4000")?;
+    refused(&mut client, "VACUUM t", harm.code)?;
+    // An insert looks at few pages; if it fails, then with the same error.
+    client
+        .batch_execute("INSERT INTO t SELECT i, wave(i) FROM generate_series(2, 4000, 2) i")
+        .or_else(|error| match error.as_db_error() {
+            Some(refusal) if refusal.code().code() == harm.code => Ok(()),
+            _ => Err(error),
+        })?;
 
     client.batch_execute("REINDEX INDEX t_e")?;
     compare(&mut client, "t", DISTANCES[0], QUERY, None)?;
     client.batch_execute(
         "DELETE FROM t WHERE id > 4000;
+         INSERT INTO t SELECT i, wave(i) FROM generate_series(1, 4000) i ON CONFLICT DO NOTHING;
          INSERT INTO t SELECT i, wave(i) FROM generate_series(4001, 4100) i",
     )?;
     compare(&mut client, "t", DISTANCES[0], QUERY, None)
@@ -146,15 +174,55 @@ fn a_file_cut_short_is_an_error_too() -> Result<()> {
         let mut client = cluster.connect()?;
         client.batch_execute("SET enable_seqscan = off; SET drift.target_recall = 1")?;
         let nearest = "SELECT id FROM t ORDER BY e <-> '[1,2,3]' LIMIT 5000";
-        let Err(error) = client.query(nearest, &[]) else {
-            anyhow::bail!("the query succeeded with {keep} of {pages} pages");
-        };
-        ensure!(error.as_db_error().is_some(), "{error}");
+        if keep > 0 {
+            refused(&mut client, nearest, "XX002").with_context(|| format!("{keep} pages"))?;
+        } else {
+            // The server itself misses the very first page.
+            let Err(error) = client.query(nearest, &[]) else { anyhow::bail!("an empty file") };
+            ensure!(error.code() == Some(&SqlState::DATA_CORRUPTED), "{error:?}");
+        }
         cluster.stop(Stop::Fast)?;
     }
     cluster.start()?;
     let mut client = cluster.connect()?;
     client.batch_execute("REINDEX INDEX t_e")?;
     compare(&mut client, "t", DISTANCES[0], "[1,2,3]", None)?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn a_long_record_cut_off_is_noticed_and_reading_it_adds_no_page() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    cluster.stop(Stop::Fast)?;
+    let mut command = cluster.as_server("pg_checksums");
+    harness::command::output(command.arg("--disable").arg("--pgdata").arg(cluster.data_dir()))?;
+    cluster.start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(
+        "CREATE EXTENSION drift_pg;
+         CREATE TABLE t (id integer, e vector(5000));
+         CREATE INDEX t_e ON t USING drift (e);
+         INSERT INTO t SELECT i, array_fill(i, ARRAY[5000])::vector FROM generate_series(1, 3) i",
+    )?;
+    let path: String = client.query_one("SELECT pg_relation_filepath('t_e')", &[])?.get(0);
+    let path = cluster.data_dir().join(path);
+    cluster.stop(Stop::Fast)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    let length = file.metadata()?.len();
+    // Each vector takes three pages, from the third of the file on. Now none has a next one.
+    for page in 2..length / PAGE as u64 {
+        file.write_all_at(&[0xff; 4], page * PAGE as u64 + TAIL as u64 + 20)?;
+    }
+    cluster.start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute("SET enable_seqscan = off")?;
+    let nearest = "SELECT id FROM t ORDER BY e <-> array_fill(1, ARRAY[5000])::vector LIMIT 3";
+    for statement in [nearest, "SELECT drift_flush('t_e')", "VACUUM t", nearest] {
+        refused(&mut client, statement, "XX002")?;
+    }
+    ensure!(file.metadata()?.len() == length, "the file has grown");
+    client.batch_execute("REINDEX INDEX t_e")?;
+    let query = format!("[{}]", ["1"; 5000].join(","));
+    compare(&mut client, "t", DISTANCES[0], &query, None)?;
     require_quiet_log(&cluster.log())
 }
