@@ -226,3 +226,42 @@ fn a_long_record_cut_off_is_noticed_and_reading_it_adds_no_page() -> Result<()> 
     compare(&mut client, "t", DISTANCES[0], &query, None)?;
     require_quiet_log(&cluster.log())
 }
+
+#[test]
+fn an_insert_does_not_fail_because_its_log_cannot_be_flushed() -> Result<()> {
+    let mut cluster = Cluster::builder().start()?;
+    cluster.stop(Stop::Fast)?;
+    let mut command = cluster.as_server("pg_checksums");
+    harness::command::output(command.arg("--disable").arg("--pgdata").arg(cluster.data_dir()))?;
+    cluster.start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(
+        "CREATE EXTENSION drift_pg;
+         CREATE TABLE t (id integer, e vector(3));
+         INSERT INTO t SELECT i, ARRAY[i, i % 7, i % 11]::vector FROM generate_series(1, 3000) i;
+         CREATE INDEX t_e ON t USING drift (e)",
+    )?;
+    let path: String = client.query_one("SELECT pg_relation_filepath('t_e')", &[])?.get(0);
+    let path = cluster.data_dir().join(path);
+    cluster.stop(Stop::Fast)?;
+    let file = OpenOptions::new().read(true).write(true).open(&path)?;
+    for page in 0..file.metadata()?.len() as usize / PAGE {
+        let mut kind = [0; 2];
+        file.read_exact_at(&mut kind, (page * PAGE + KIND) as u64)?;
+        if u16::from_le_bytes(kind) == MANIFEST {
+            file.write_all_at(&[0; 16], (page * PAGE + PAYLOAD) as u64)?;
+        }
+    }
+    cluster.start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute("SET drift.log_limit = '64kB'")?;
+    for first in (10_000..20_000).step_by(500) {
+        client.batch_execute(&format!(
+            "INSERT INTO t SELECT i, ARRAY[i, i % 7, i % 11]::vector
+             FROM generate_series({first}, {first} + 499) i"
+        ))?;
+    }
+    ensure!(cluster.log().contains("could not flush the log of index \"t_e\""));
+    client.batch_execute("REINDEX INDEX t_e")?;
+    compare(&mut client, "t", DISTANCES[0], "[1,2,3]", None)
+}
