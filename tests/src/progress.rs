@@ -71,7 +71,7 @@ impl Progress {
     /// Shows what the step is at.
     pub fn note(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.set_message(text.to_owned()),
+            Some(bar) => bar.set_message(text.trim().to_owned()),
             None => self.log(text),
         }
     }
@@ -89,7 +89,7 @@ impl Progress {
             (position, 0) => format!(" {position}"),
             (position, length) => format!(" {position}/{}", length.max(position)),
         };
-        eprintln!("  {} ...{of} {} s  {text}", self.label, elapsed.as_secs());
+        eprintln!("  {} ...{of} {} s  {}", self.label, elapsed.as_secs(), text.trim());
     }
 
     /// Ends the step and leaves one line about it.

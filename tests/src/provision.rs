@@ -196,7 +196,7 @@ fn install(lacking: &[(&str, &str)]) -> Result<()> {
     apt_get(&["update"])?;
     let options = ["-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-install-recommends"];
     apt_get(&[&options[..], &names[..]].concat())?;
-    progress.done(&names.join(", "));
+    progress.done("installed");
     Ok(())
 }
 

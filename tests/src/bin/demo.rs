@@ -8,10 +8,10 @@ use anyhow::{bail, Context, Result};
 use harness::cluster::{Cluster, Stop};
 use harness::command::display;
 use harness::data::Words;
-use harness::install;
 use harness::progress::Progress;
 use harness::state::State;
 use harness::vector::{BinaryCopy, Field, Vector};
+use harness::{install, provision};
 use postgres::{Client, Statement};
 
 const USAGE: &str = "\
@@ -96,6 +96,8 @@ fn stop() -> Result<()> {
 
 fn show() -> Result<()> {
     println!("\ndrift_pg: nearest neighbours in PostgreSQL\n");
+    // Before the state is opened: PostgreSQL's package brings the user that runs servers.
+    provision::packages()?;
     let state = State::open()?;
     let installed = install::all(&state)?;
     let mut cluster = cluster(&state)?;

@@ -131,6 +131,10 @@ fn main() -> ExitCode {
 }
 
 fn verify(options: &Options) -> Result<bool> {
+    if options.steps.iter().any(|step| !matches!(step, Step::Format | Step::Unit)) {
+        // Before the state is opened: PostgreSQL's package brings the user that runs servers.
+        provision::packages()?;
+    }
     let state = State::open()?;
     cluster::sweep(&state)?;
     let started = Instant::now();
