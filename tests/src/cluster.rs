@@ -17,7 +17,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -39,6 +39,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 
 /// The role that owns every cluster.
 pub const SUPERUSER: &str = "postgres";
+
+/// What the names of temporary socket directories begin with; a process id follows.
+const SOCKETS: &str = "drift.";
 
 /// What every cluster is configured with, before [`Builder::conf`].
 const DEFAULTS: [(&str, &str); 6] = [
@@ -142,7 +145,7 @@ impl Cluster {
         let dir = state.server_dir(format!("clusters/{}-{number}", std::process::id()))?;
         // Whoever may open the socket is superuser of the cluster.
         let socket = tempfile::Builder::new()
-            .prefix("drift.")
+            .prefix(&format!("{SOCKETS}{}-", std::process::id()))
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in("/tmp")?;
         state.user().own(socket.path())?;
@@ -458,17 +461,23 @@ fn clean_environment(command: &mut Command) {
     command.env("LC_ALL", "C");
 }
 
-/// Removes clusters whose program has been killed.
+/// Removes what clusters have left whose program has been killed.
 ///
 /// # Errors
-/// The directory of clusters cannot be read.
+/// A directory cannot be read or removed.
 pub fn sweep(state: &State) -> io::Result<()> {
-    for entry in fs::read_dir(state.path("clusters")).into_iter().flatten() {
-        let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let owner = name.split('-').next().and_then(|pid| pid.parse::<u32>().ok());
-        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
-            fs::remove_dir_all(entry.path())?;
+    for (dir, prefix) in [(state.path("clusters"), ""), (PathBuf::from("/tmp"), SOCKETS)] {
+        for entry in fs::read_dir(dir).into_iter().flatten() {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let program = name.strip_prefix(prefix).and_then(|rest| rest.split_once('-'));
+            let Some(pid) = program.and_then(|(pid, _)| pid.parse::<u32>().ok()) else { continue };
+            if Path::new(&format!("/proc/{pid}")).exists() {
+                continue;
+            }
+            if entry.metadata()?.uid() == state.user().uid {
+                fs::remove_dir_all(entry.path())?;
+            }
         }
     }
     Ok(())
