@@ -205,9 +205,10 @@ impl Ordered {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
             }
             let snapshot = Snapshot::of(index, &view)?;
+            let buckets = snapshot.router().map_or(0, |router| router.len());
             let recall = options::target_recall(options::index_recall(index));
             let params = Params {
-                effort: Effort::new(recall, snapshot.live_rows(), snapshot.calibration()),
+                effort: Effort::new(recall, buckets, snapshot.calibration()),
                 order: options::order(),
                 max_rows: options::max_scan_tuples(),
             };

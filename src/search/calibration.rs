@@ -1,8 +1,8 @@
-//! How many rows a recall costs on the data at hand, found by trial.
+//! How many buckets a recall costs on the data at hand, found by trial.
 //!
-//! Some rows are taken as queries. Their exact nearest neighbours say, for each, how many rows
-//! had to be looked at, bucket by bucket in probe order, until the neighbour's bucket came up.
-//! The share of neighbours found within a number of rows is the recall of looking at as many.
+//! Some rows are taken as queries. Their exact nearest neighbours say, for each, how many buckets
+//! had to be probed, in probe order, until the neighbour's came up. The share of neighbours found
+//! within a number of buckets is the recall of probing as many.
 
 use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
@@ -20,12 +20,12 @@ const NEIGHBOURS: usize = 10;
 /// Queries are rows the router was trained on; others fall less well into its buckets.
 const MARGIN: f64 = 1.5;
 
-/// For each of [`RECALLS`], the share of all rows to look at. Ascending, within 0 and 1.
+/// For each of [`RECALLS`], the share of all buckets to probe. Ascending, within 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Calibration([f32; RECALLS.len()]);
 
 impl Calibration {
-    /// Every row is looked at.
+    /// Every bucket is probed.
     pub const EVERYTHING: Calibration = Calibration([1.0; RECALLS.len()]);
 
     /// Takes shares that were stored; none unless they are ascending and within 0 and 1.
@@ -39,7 +39,7 @@ impl Calibration {
         self.0
     }
 
-    /// The share of all rows to look at for `recall`; between known recalls it is interpolated.
+    /// The share of all buckets to probe for `recall`; between known recalls it is interpolated.
     pub fn share(&self, recall: f64) -> f64 {
         let after = RECALLS.partition_point(|known| *known < recall);
         let share = |at: usize| self.0.get(at).map_or(1.0, |share| f64::from(*share));
@@ -105,35 +105,27 @@ impl Trial {
 
     /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row.
     pub fn finish(self, router: &Router, buckets: &[u32]) -> Calibration {
-        let mut rows_of = vec![0u64; router.len()];
-        buckets.iter().for_each(|bucket| rows_of[*bucket as usize] += 1);
         let mut looked_at: Vec<u64> = self
             .queries
             .par_chunks(self.dims)
             .zip(&self.nearest)
             .flat_map_iter(|(query, nearest)| {
                 let wanted = nearest.iter().map(|(_, row)| buckets[*row]).collect();
-                rows_until(self.metric, router, query, &rows_of, wanted)
+                probes_until(self.metric, router, query, wanted)
             })
             .collect();
         looked_at.sort_unstable();
-        let total = buckets.len().max(1) as f64;
+        let total = router.len().max(1) as f64;
         Calibration(RECALLS.map(|recall| {
             let rank = (looked_at.len() as f64 * recall).ceil() as usize;
-            let rows = looked_at.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
-            (rows as f64 * MARGIN / total).min(1.0) as f32
+            let probes = looked_at.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
+            (probes as f64 * MARGIN / total).min(1.0) as f32
         }))
     }
 }
 
-/// For each of the `wanted` buckets, the rows that are looked at until it has been probed.
-fn rows_until(
-    metric: Metric,
-    router: &Router,
-    query: &[f32],
-    rows_of: &[u64],
-    mut wanted: Vec<u32>,
-) -> Vec<u64> {
+/// For each of the `wanted` buckets, how many have been probed when it has.
+fn probes_until(metric: Metric, router: &Router, query: &[f32], mut wanted: Vec<u32>) -> Vec<u64> {
     let mut routed = query.to_vec();
     if metric == Metric::Cosine {
         quant::normalize(query, &mut routed);
@@ -143,7 +135,7 @@ fn rows_until(
     let mut looked_at = 0;
     let mut found = Vec::with_capacity(wanted.len());
     for bucket in ProbeOrder::new(&scores) {
-        looked_at += rows_of[bucket as usize];
+        looked_at += 1;
         let before = wanted.len();
         wanted.retain(|wanted| *wanted != bucket);
         found.extend(std::iter::repeat_n(looked_at, before - wanted.len()));

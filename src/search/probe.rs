@@ -1,4 +1,4 @@
-//! Which buckets, in which order, and how many rows of them.
+//! Which buckets, in which order, and how many.
 
 use super::calibration::Calibration;
 
@@ -44,7 +44,7 @@ impl Iterator for ProbeOrder {
     }
 }
 
-/// How many rows stage 1 looks at for a wanted recall.
+/// How many buckets are probed for a wanted recall.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
     first: u64,
@@ -52,23 +52,23 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// The effort to find `recall` of the nearest rows among `rows`.
+    /// The effort to find `recall` of the nearest rows in `buckets` buckets.
     ///
-    /// From 1 on, every row is looked at and every bound is rigorous.
-    pub fn new(recall: f64, rows: u64, calibration: &Calibration) -> Effort {
+    /// Counted in buckets, not in rows, it holds when rows crowd into some buckets after the
+    /// calibration. From 1 on, all are probed and every bound is rigorous.
+    pub fn new(recall: f64, buckets: usize, calibration: &Calibration) -> Effort {
         if recall >= 1.0 {
             return Effort { first: u64::MAX, exact: true };
         }
-        let first = (rows as f64 * calibration.share(recall)) as u64;
-        let first = first.max(FEWEST_ROWS);
-        Effort { first, exact: false }
+        let first = (buckets as f64 * calibration.share(recall)).ceil() as u64;
+        Effort { first: first.max(1), exact: false }
     }
 
-    /// Rows to have looked at before row number `delivered` (from 0) is handed out.
+    /// Buckets to have probed before row number `delivered` (from 0) is handed out.
     ///
     /// It grows as the square: many more rows are asked for only behind a filter, and then few
     /// that are near may still be unseen by the time farther ones go out.
-    pub fn rows(&self, delivered: u64) -> u64 {
+    pub fn buckets(&self, delivered: u64) -> u64 {
         let growth = delivered.saturating_mul(delivered) / DELIVERED_PER_FIRST.pow(2);
         self.first.saturating_mul(1 + growth)
     }
@@ -80,7 +80,7 @@ impl Effort {
 }
 
 /// Below this many rows, looking at all of them costs less than choosing.
-const FEWEST_ROWS: u64 = 1_000;
+pub const FEWEST_ROWS: u64 = 1_000;
 /// Rows delivered before the probed set is twice as wide.
 const DELIVERED_PER_FIRST: u64 = 100;
 
@@ -105,20 +105,20 @@ mod tests {
     fn more_recall_is_never_less_effort() {
         let shares = [0.001, 0.002, 0.003, 0.005, 0.008, 0.01, 0.02, 0.03];
         let calibration = Calibration::from_shares(shares).unwrap();
-        for rows in [0, 10, 10_000, 1_000_000, 1_000_000_000] {
+        for buckets in [0, 1, 10, 10_000, 1_000_000] {
             let efforts: Vec<u64> = [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
                 .iter()
-                .map(|recall| Effort::new(*recall, rows, &calibration).rows(0))
+                .map(|recall| Effort::new(*recall, buckets, &calibration).buckets(0))
                 .collect();
-            assert!(efforts.is_sorted(), "{rows}: {efforts:?}");
+            assert!(efforts.is_sorted(), "{buckets}: {efforts:?}");
         }
     }
 
     #[test]
     fn the_probed_set_widens_ahead_of_what_is_delivered() {
         let calibration = Calibration::from_shares([0.01; 8]).unwrap();
-        let effort = Effort::new(0.95, 1_000_000, &calibration);
-        assert_eq!(effort.rows(0), effort.rows(50));
-        assert!(effort.rows(1000) >= 5 * effort.rows(0));
+        let effort = Effort::new(0.95, 8_000, &calibration);
+        assert_eq!(effort.buckets(0), effort.buckets(50));
+        assert!(effort.buckets(1000) >= 5 * effort.buckets(0));
     }
 }

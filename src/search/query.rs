@@ -1,7 +1,7 @@
 //! One query: what was probed, what is known of it, and what comes next.
 
 use super::frontier::{Candidate, Frontier};
-use super::probe::{Effort, ProbeOrder};
+use super::probe::{Effort, ProbeOrder, FEWEST_ROWS};
 use crate::cluster::Router;
 use crate::metric::Metric;
 use crate::quant::{self, BucketQuery, Estimate, Factors};
@@ -66,7 +66,7 @@ pub enum Order {
 /// How to search.
 #[derive(Clone, Copy, Debug)]
 pub struct Params {
-    /// How many rows to look at.
+    /// How many buckets to probe.
     pub effort: Effort,
     /// What happens when they are not enough.
     pub order: Order,
@@ -111,6 +111,7 @@ pub struct Search {
     ready: BinaryHeap<Nearest>,
     late: BinaryHeap<Nearest>,
     last_rank: f64,
+    probed: u64,
     scanned: u64,
     delivered: u64,
 }
@@ -149,6 +150,7 @@ impl Search {
             ready: BinaryHeap::new(),
             late: BinaryHeap::new(),
             last_rank: f64::NEG_INFINITY,
+            probed: 0,
             scanned: 0,
             delivered: 0,
         }
@@ -176,10 +178,9 @@ impl Search {
         router: Option<&Router>,
         rows: &mut R,
     ) -> Result<Option<Hit>, R::Error> {
-        let first = self.params.effort.rows(0);
         let mut wanted = match self.params.order {
-            Order::Off => first,
-            _ => self.params.effort.rows(self.delivered).min(self.params.max_rows.max(first)),
+            Order::Off => self.params.effort.buckets(0),
+            _ => self.params.effort.buckets(self.delivered),
         };
         loop {
             if let Some(router) = router {
@@ -195,24 +196,29 @@ impl Search {
                 }
                 self.late.push(Nearest(hit));
             }
-            let may_widen = self.params.order != Order::Off && self.scanned < self.params.max_rows;
-            let scanned = self.scanned;
-            if may_widen {
-                wanted = (scanned * 2).clamp(1, self.params.max_rows);
+            let probed = self.probed;
+            if self.params.order != Order::Off {
+                wanted = (probed * 2).max(1);
                 if let Some(router) = router {
                     self.probe_until(wanted, router, rows);
                 }
             }
-            if self.scanned == scanned {
+            if self.probed == probed {
                 return Ok(self.late.pop().map(|Nearest(hit)| hit));
             }
         }
     }
 
-    /// Probes buckets until `wanted` rows have been looked at.
+    /// Probes until `wanted` buckets have been, and enough rows looked at; not beyond the first
+    /// ones once there are more rows than the search may go on after.
     fn probe_until<R: Rows>(&mut self, wanted: u64, router: &Router, rows: &mut R) {
-        while self.scanned < wanted {
+        let first = self.params.effort.buckets(0);
+        while self.probed < wanted || self.scanned < FEWEST_ROWS {
+            if self.probed >= first && self.scanned >= self.params.max_rows {
+                return;
+            }
             let Some(bucket) = self.probes.next() else { return };
+            self.probed += 1;
             self.coded.for_bucket(router.centroid(bucket as usize), &mut self.bucket);
             for segment in 0..rows.segments() {
                 match rows.bucket(segment, bucket) {
