@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, scalar, CosineParts, Kernels, Level, Tile, TilePanels, TILE_COLS, TILE_ROWS,
+    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
+    SignScale, SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 8;
@@ -43,6 +44,17 @@ static KERNELS: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
+    // SAFETY: as above.
+    hadamard: |values| unsafe { hadamard(values) },
+    // SAFETY: as above.
+    sign_tables: |query, tables| unsafe { sign_tables(query, tables) },
+    sign_bounds: |tables, codes, rows, terms, out| {
+        check_signs(tables, codes, rows, out);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { sign_bounds(tables, codes, rows, terms, out) }
+    },
+    // SAFETY: as above.
+    least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
 };
 
 /// The table, if the processor has the instructions.
@@ -281,4 +293,110 @@ fn tile_nearest(
     best_panel: &mut TilePanels,
 ) {
     scalar::tile_nearest_body(products, norms, panel, best, best_panel);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn hadamard(values: &mut [f32]) {
+    scalar::hadamard_body(values);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
+    scalar::sign_tables_body(query, tables)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn least_of_runs(values: &[f32], least: &mut [f32]) {
+    scalar::least_of_runs_body(values, least);
+}
+
+/// Registers of tables whose entries can be added up before a 16-bit sum overflows: 256 groups of
+/// at most 255, two groups a register.
+const TABLES_PER_SUM: usize = 128;
+
+/// Looks codes up in tables by byte shuffles; a register holds the tables of two groups, and the
+/// codes of 32 rows for these. The slices have passed [`check_signs`].
+#[target_feature(enable = "avx2,fma")]
+unsafe fn sign_bounds(
+    tables: &[u8],
+    codes: &[u8],
+    rows: SignRows<'_>,
+    terms: &SignTerms,
+    out: &mut [f32],
+) {
+    let registers = tables.len() / 32;
+    let block_bytes = sign_block_bytes(tables.len() / 16);
+    let (base, weight) = (_mm256_set1_ps(terms.base), _mm256_set1_ps(terms.weight));
+    let (step, shift) = (_mm256_set1_ps(terms.step), _mm256_set1_ps(terms.shift));
+    let reach = _mm256_set1_ps(terms.reach);
+    for (nth, out) in out.chunks_exact_mut(SIGN_BLOCK).enumerate() {
+        let codes = codes.as_ptr().wrapping_add(nth * block_bytes);
+        let mut sums = [_mm256_setzero_si256(); 4];
+        for first in (0..registers).step_by(TABLES_PER_SUM) {
+            let count = TABLES_PER_SUM.min(registers - first);
+            // SAFETY: check_signs found as many registers of tables, and of codes in each block.
+            let part =
+                unsafe { sign_sums(tables.as_ptr().add(first * 32), codes.add(first * 32), count) };
+            for (sum, part) in sums.iter_mut().zip(part) {
+                *sum = _mm256_add_epi32(*sum, part);
+            }
+        }
+        for (part, sum) in sums.into_iter().enumerate() {
+            let at = nth * SIGN_BLOCK + part * LANES;
+            // SAFETY: check_signs found a row in each column, and room, for each of `out`.
+            unsafe {
+                let product = _mm256_fmadd_ps(step, _mm256_cvtepi32_ps(sum), shift);
+                let add = _mm256_loadu_ps(rows.add.as_ptr().add(at));
+                let value =
+                    _mm256_fmadd_ps(_mm256_loadu_ps(rows.scale.as_ptr().add(at)), product, add);
+                let error = _mm256_loadu_ps(rows.error.as_ptr().add(at));
+                let bound = _mm256_fmadd_ps(weight, _mm256_fnmadd_ps(reach, error, value), base);
+                _mm256_storeu_ps(out.as_mut_ptr().add(part * LANES), bound);
+            }
+        }
+    }
+}
+
+/// Sums of table entries for the 32 rows of a block, over `count` registers of tables and codes.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn sign_sums(tables: *const u8, codes: *const u8, count: usize) -> [__m256i; 4] {
+    let low_half = _mm256_set1_epi8(15);
+    let zero = _mm256_setzero_si256();
+    // Of rows 0 to 15 and 16 to 31: whole 16-bit lanes, and their upper bytes alone.
+    let (mut both, mut upper) = ([zero; 2], [zero; 2]);
+    for i in 0..count {
+        // SAFETY: the caller vouches for `count` registers of both.
+        let (table, code) = unsafe {
+            (
+                _mm256_loadu_si256(tables.add(i * 32).cast()),
+                _mm256_loadu_si256(codes.add(i * 32).cast()),
+            )
+        };
+        let low = _mm256_shuffle_epi8(table, _mm256_and_si256(code, low_half));
+        let code = _mm256_and_si256(_mm256_srli_epi16::<4>(code), low_half);
+        let high = _mm256_shuffle_epi8(table, code);
+        both = [_mm256_add_epi16(both[0], low), _mm256_add_epi16(both[1], high)];
+        upper = [
+            _mm256_add_epi16(upper[0], _mm256_srli_epi16::<8>(low)),
+            _mm256_add_epi16(upper[1], _mm256_srli_epi16::<8>(high)),
+        ];
+    }
+    let mut sums = [zero; 4];
+    for (half, (both, upper)) in both.into_iter().zip(upper).enumerate() {
+        // The lower bytes' sums, which the upper ones were added to 256-fold.
+        let lower = _mm256_sub_epi16(both, _mm256_slli_epi16::<8>(upper));
+        let first = two_lanes(_mm256_unpacklo_epi16(lower, upper));
+        let second = two_lanes(_mm256_unpackhi_epi16(lower, upper));
+        sums[2 * half] = _mm256_cvtepu16_epi32(first);
+        sums[2 * half + 1] = _mm256_cvtepu16_epi32(second);
+    }
+    sums
+}
+
+/// The sum of the two 128-bit lanes of a register of 16-bit numbers.
+#[inline]
+#[target_feature(enable = "avx2,fma")]
+fn two_lanes(x: __m256i) -> __m128i {
+    _mm_add_epi16(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x))
 }

@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, scalar, CosineParts, Kernels, Level, Tile, TilePanels, TILE_COLS, TILE_ROWS,
+    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
+    SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -38,6 +39,17 @@ const TABLE: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
+    // SAFETY: as above.
+    hadamard: |values| unsafe { hadamard(values) },
+    // SAFETY: as above.
+    sign_tables: |query, tables| unsafe { sign_tables(query, tables) },
+    sign_bounds: |tables, codes, rows, terms, out| {
+        check_signs(tables, codes, rows, out);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { sign_bounds(tables, codes, rows, terms, out) }
+    },
+    // SAFETY: as above.
+    least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
 };
 
 static WITHOUT_VNNI: Kernels = TABLE;
@@ -323,4 +335,119 @@ fn tile_nearest(
     best_panel: &mut TilePanels,
 ) {
     scalar::tile_nearest_body(products, norms, panel, best, best_panel);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn hadamard(values: &mut [f32]) {
+    scalar::hadamard_body(values);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
+    scalar::sign_tables_body(query, tables)
+}
+
+/// Registers of tables whose entries can be added up before a 16-bit sum overflows: 256 groups of
+/// at most 255, four groups a register.
+const TABLES_PER_SUM: usize = 64;
+
+/// Looks codes up in tables by byte shuffles, as in "Quicker ADC" (Andre, Kermarrec and Le
+/// Scouarnec, TPAMI 2021): a register holds the tables of four groups, and the codes of 32 rows for
+/// these. The slices have passed [`check_signs`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn sign_bounds(
+    tables: &[u8],
+    codes: &[u8],
+    rows: SignRows<'_>,
+    terms: &SignTerms,
+    out: &mut [f32],
+) {
+    let registers = tables.len() / 64;
+    let block_bytes = sign_block_bytes(tables.len() / 16);
+    let (base, weight) = (_mm512_set1_ps(terms.base), _mm512_set1_ps(terms.weight));
+    let (step, shift) = (_mm512_set1_ps(terms.step), _mm512_set1_ps(terms.shift));
+    let reach = _mm512_set1_ps(terms.reach);
+    for (nth, out) in out.chunks_exact_mut(SIGN_BLOCK).enumerate() {
+        let codes = codes.as_ptr().wrapping_add(nth * block_bytes);
+        let mut sums = [_mm512_setzero_si512(); 2];
+        for first in (0..registers).step_by(TABLES_PER_SUM) {
+            let count = TABLES_PER_SUM.min(registers - first);
+            // SAFETY: check_signs found as many registers of tables, and of codes in each block.
+            let part =
+                unsafe { sign_sums(tables.as_ptr().add(first * 64), codes.add(first * 64), count) };
+            sums = [_mm512_add_epi32(sums[0], part[0]), _mm512_add_epi32(sums[1], part[1])];
+        }
+        for (half, sum) in sums.into_iter().enumerate() {
+            let at = nth * SIGN_BLOCK + half * LANES;
+            // SAFETY: check_signs found a row in each column, and room, for each of `out`.
+            unsafe {
+                let product = _mm512_fmadd_ps(step, _mm512_cvtepi32_ps(sum), shift);
+                let add = _mm512_loadu_ps(rows.add.as_ptr().add(at));
+                let value =
+                    _mm512_fmadd_ps(_mm512_loadu_ps(rows.scale.as_ptr().add(at)), product, add);
+                let error = _mm512_loadu_ps(rows.error.as_ptr().add(at));
+                let bound = _mm512_fmadd_ps(weight, _mm512_fnmadd_ps(reach, error, value), base);
+                _mm512_storeu_ps(out.as_mut_ptr().add(half * LANES), bound);
+            }
+        }
+    }
+}
+
+/// Sums of table entries for the 32 rows of a block, over `count` registers of tables and codes.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+unsafe fn sign_sums(tables: *const u8, codes: *const u8, count: usize) -> [__m512i; 2] {
+    let low_half = _mm512_set1_epi8(15);
+    let zero = _mm512_setzero_si512();
+    // Of rows 0 to 15 and 16 to 31: whole 16-bit lanes, and their upper bytes alone.
+    let (mut both, mut upper) = ([zero; 2], [zero; 2]);
+    for i in 0..count {
+        // SAFETY: the caller vouches for `count` registers of both.
+        let (table, code) = unsafe {
+            (
+                _mm512_loadu_si512(tables.add(i * 64).cast()),
+                _mm512_loadu_si512(codes.add(i * 64).cast()),
+            )
+        };
+        let low = _mm512_shuffle_epi8(table, _mm512_and_si512(code, low_half));
+        let code = _mm512_and_si512(_mm512_srli_epi16::<4>(code), low_half);
+        let high = _mm512_shuffle_epi8(table, code);
+        both = [_mm512_add_epi16(both[0], low), _mm512_add_epi16(both[1], high)];
+        upper = [
+            _mm512_add_epi16(upper[0], _mm512_srli_epi16::<8>(low)),
+            _mm512_add_epi16(upper[1], _mm512_srli_epi16::<8>(high)),
+        ];
+    }
+    let mut sums = [zero; 2];
+    for (sum, (both, upper)) in sums.iter_mut().zip(both.into_iter().zip(upper)) {
+        // The lower bytes' sums, which the upper ones were added to 256-fold.
+        let lower = _mm512_sub_epi16(both, _mm512_slli_epi16::<8>(upper));
+        let first = _mm512_unpacklo_epi16(lower, upper);
+        let second = _mm512_unpackhi_epi16(lower, upper);
+        let rows = _mm256_set_m128i(four_lanes(second), four_lanes(first));
+        *sum = _mm512_cvtepu16_epi32(rows);
+    }
+    sums
+}
+
+/// The sum of the four 128-bit lanes of a register of 16-bit numbers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn four_lanes(x: __m512i) -> __m128i {
+    let half = _mm256_add_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x));
+    _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn least_of_runs(values: &[f32], least: &mut [f32]) {
+    let (runs, rest) = values.as_chunks::<LEAST_OF>();
+    let count = runs.len().min(least.len());
+    let (of_runs, of_rest) = least.split_at_mut(count);
+    for (run, least) in runs.iter().zip(of_runs) {
+        // SAFETY: a run has LANES = LEAST_OF elements.
+        let run = unsafe { _mm512_loadu_ps(run.as_ptr()) };
+        let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(run, run);
+        *least = _mm512_mask_reduce_min_ps(number, run);
+    }
+    scalar::least_of_runs_body(rest, of_rest);
 }

@@ -104,6 +104,91 @@ pub struct Kernels {
     /// `(products, norms, panel, best, best_panel)`: where `norms[c] - 2 * products[r, c]` is
     /// below `best[r, c]`, puts it there, and `panel` into `best_panel[r, c]`.
     pub tile_nearest: fn(&Tile, &[f32; TILE_COLS], u32, &mut Tile, &mut TilePanels),
+    /// In place, the product with the Hadamard matrix of as many rows, which has only 1 and -1.
+    /// The length is a power of two.
+    pub hadamard: fn(&mut [f32]),
+    /// `(query, tables)`: for every [`SIGN_GROUP`] components of the query the sums over each of
+    /// their subsets, bit j of a subset's number standing for component j, less the least of them
+    /// and in steps of the result's `step`. `tables` has 16 bytes a group.
+    ///
+    /// Panics when the lengths do not fit.
+    pub sign_tables: fn(&[f32], &mut [u8]) -> SignScale,
+    /// `(tables, codes, rows, terms, out)`: a bound for each row of blocks of sign codes, see
+    /// [`SignTerms`].
+    ///
+    /// Panics when the lengths do not fit.
+    pub sign_bounds: fn(&[u8], &[u8], SignRows<'_>, &SignTerms, &mut [f32]),
+    /// `(values, least)`: the least of every [`LEAST_OF`] values; what is not a number is passed
+    /// over. `least` has one for each whole or broken run.
+    pub least_of_runs: fn(&[f32], &mut [f32]),
+}
+
+/// Components that share a table of sign codes.
+pub const SIGN_GROUP: usize = 4;
+
+/// Rows of a block of sign codes. Of each group of components a block has 16 bytes: byte j holds
+/// the codes of row j, in its low half, and of row j + 16.
+pub const SIGN_BLOCK: usize = 32;
+
+/// Values that [`Kernels::least_of_runs`] takes the least of.
+pub const LEAST_OF: usize = 16;
+
+/// What turns a sum of entries of tables back into a sum of a query's components.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SignScale {
+    /// Unit of the entries.
+    pub step: f32,
+    /// Sum of the components when every entry is zero.
+    pub least: f32,
+}
+
+/// Three numbers a row, as many rows as there are codes.
+#[derive(Clone, Copy, Debug)]
+pub struct SignRows<'a> {
+    /// Summand of the bound.
+    pub add: &'a [f32],
+    /// Factor of the row's product with the query.
+    pub scale: &'a [f32],
+    /// Factor of what the product may be off by.
+    pub error: &'a [f32],
+}
+
+/// The bound of a row whose entries add up to `sum` is
+/// `base + weight * (add + scale * (step * sum + shift) - reach * error)`.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct SignTerms {
+    /// Summand of all rows.
+    pub base: f32,
+    /// Factor of all rows.
+    pub weight: f32,
+    /// Unit of the entries.
+    pub step: f32,
+    /// What the product is when every entry is zero.
+    pub shift: f32,
+    /// How far the error is to reach.
+    pub reach: f32,
+}
+
+/// Bytes of a block of sign codes of so many groups.
+pub const fn sign_block_bytes(groups: usize) -> usize {
+    groups * (SIGN_BLOCK / 2)
+}
+
+/// Checks the contract of [`Kernels::sign_bounds`] before a kernel reads through pointers.
+fn check_signs(tables: &[u8], codes: &[u8], rows: SignRows<'_>, out: &[f32]) {
+    let groups = tables.len() / 16;
+    assert!(tables.len().is_multiple_of(64), "tables of whole registers");
+    assert!(out.len().is_multiple_of(SIGN_BLOCK), "whole blocks");
+    let needed = (out.len() / SIGN_BLOCK).checked_mul(sign_block_bytes(groups));
+    assert!(needed.is_some_and(|needed| codes.len() >= needed), "fewer codes than results");
+    let columns = [rows.add, rows.scale, rows.error];
+    assert!(columns.iter().all(|column| column.len() >= out.len()), "fewer rows than results");
+}
+
+/// Checks the contract of [`Kernels::sign_tables`].
+fn check_tables(query: &[f32], tables: &[u8]) {
+    assert!(query.len().is_multiple_of(SIGN_GROUP), "whole groups");
+    assert_eq!(tables.len(), query.len() / SIGN_GROUP * 16, "a table for each group");
 }
 
 /// The longest query for which [`Kernels::dot_i8_rows`] cannot overflow.

@@ -4,7 +4,8 @@ use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
 use super::{
-    check_rows, scalar, CosineParts, Kernels, Level, Tile, TilePanels, TILE_COLS, TILE_ROWS,
+    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
+    SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 4;
@@ -42,6 +43,15 @@ static KERNELS: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
+    // NEON is part of the target's baseline, so the plain code is vectorised already.
+    hadamard: |values| scalar::hadamard_body(values),
+    sign_tables: |query, tables| scalar::sign_tables_body(query, tables),
+    sign_bounds: |tables, codes, rows, terms, out| {
+        check_signs(tables, codes, rows, out);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { sign_bounds(tables, codes, rows, terms, out) }
+    },
+    least_of_runs: |values, least| scalar::least_of_runs_body(values, least),
 };
 
 /// The table, if the processor has the instructions.
@@ -243,4 +253,45 @@ fn tile_nearest(
     best_panel: &mut TilePanels,
 ) {
     scalar::tile_nearest_body(products, norms, panel, best, best_panel);
+}
+
+/// Groups whose entries can be added up before a 16-bit sum overflows.
+const GROUPS_PER_SUM: usize = 256;
+
+/// Looks codes up in tables by byte shuffles, one group at a time. The slices have passed
+/// [`check_signs`].
+#[target_feature(enable = "neon")]
+unsafe fn sign_bounds(
+    tables: &[u8],
+    codes: &[u8],
+    rows: SignRows<'_>,
+    terms: &SignTerms,
+    out: &mut [f32],
+) {
+    let (tables, _) = tables.as_chunks::<16>();
+    let blocks = codes.chunks_exact(sign_block_bytes(tables.len()).max(1));
+    for (nth, (out, codes)) in out.chunks_exact_mut(SIGN_BLOCK).zip(blocks).enumerate() {
+        let (codes, _) = codes.as_chunks::<16>();
+        let mut sums = [0u32; SIGN_BLOCK];
+        for (tables, codes) in tables.chunks(GROUPS_PER_SUM).zip(codes.chunks(GROUPS_PER_SUM)) {
+            let mut parts = [vdupq_n_u16(0); 4];
+            for (table, code) in tables.iter().zip(codes) {
+                // SAFETY: both arrays have sixteen bytes.
+                let (table, code) = unsafe { (vld1q_u8(table.as_ptr()), vld1q_u8(code.as_ptr())) };
+                let low = vqtbl1q_u8(table, vandq_u8(code, vdupq_n_u8(15)));
+                let high = vqtbl1q_u8(table, vshrq_n_u8::<4>(code));
+                parts[0] = vaddw_u8(parts[0], vget_low_u8(low));
+                parts[1] = vaddw_u8(parts[1], vget_high_u8(low));
+                parts[2] = vaddw_u8(parts[2], vget_low_u8(high));
+                parts[3] = vaddw_u8(parts[3], vget_high_u8(high));
+            }
+            for (sums, part) in sums.chunks_exact_mut(8).zip(parts) {
+                let mut lanes = [0u16; 8];
+                // SAFETY: the array has eight numbers.
+                unsafe { vst1q_u16(lanes.as_mut_ptr(), part) };
+                sums.iter_mut().zip(lanes).for_each(|(sum, lane)| *sum += u32::from(lane));
+            }
+        }
+        scalar::finish_bounds(&sums, nth * SIGN_BLOCK, rows, terms, out);
+    }
 }

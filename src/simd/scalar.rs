@@ -1,7 +1,10 @@
 //! The reference kernels, for any processor. Sixteen sums run side by side, which the compiler
 //! turns into whatever vectors the target's baseline has.
 
-use super::{check_rows, CosineParts, Kernels, Level, Tile, TilePanels, TILE_COLS, TILE_ROWS};
+use super::{
+    check_rows, check_signs, check_tables, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
+    SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
+};
 
 const LANES: usize = 16;
 
@@ -15,6 +18,10 @@ pub(super) static KERNELS: Kernels = Kernels {
     l1_i8,
     tile_product,
     tile_nearest,
+    hadamard: |values| hadamard_body(values),
+    sign_tables: |query, tables| sign_tables_body(query, tables),
+    sign_bounds,
+    least_of_runs: |values, least| least_of_runs_body(values, least),
 };
 
 fn l2_squared(a: &[f32], b: &[f32]) -> f32 {
@@ -131,5 +138,134 @@ pub(super) fn tile_nearest_body(
             best[c] = if better { score } else { best[c] };
             best_panel[c] = if better { panel } else { best_panel[c] };
         }
+    }
+}
+
+/// [`Kernels::hadamard`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn hadamard_body(values: &mut [f32]) {
+    const WIDTH: usize = 16;
+    debug_assert!(values.len().is_power_of_two());
+    let (rows, rest) = values.as_chunks_mut::<WIDTH>();
+    if rows.is_empty() {
+        return butterflies(rest, 1);
+    }
+    for row in rows {
+        butterfly::<1>(row);
+        butterfly::<2>(row);
+        butterfly::<4>(row);
+        butterfly::<8>(row);
+    }
+    butterflies(values, WIDTH);
+}
+
+/// Sums and differences of values `H` apart, in place.
+#[inline(always)]
+fn butterfly<const H: usize>(row: &mut [f32; 16]) {
+    let before = *row;
+    for (i, value) in row.iter_mut().enumerate() {
+        let partner = before[i ^ H];
+        *value = if i & H == 0 { before[i] + partner } else { partner - before[i] };
+    }
+}
+
+/// The steps of the transform from values `half` apart on.
+#[inline(always)]
+fn butterflies(values: &mut [f32], mut half: usize) {
+    while half < values.len() {
+        for pair in values.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (x, y) in low.iter_mut().zip(high) {
+                (*x, *y) = (*x + *y, *x - *y);
+            }
+        }
+        half *= 2;
+    }
+}
+
+/// For each component of a group, whether it is in a subset.
+const MEMBERS: [[f32; 16]; SIGN_GROUP] = {
+    let mut members = [[0.0; 16]; SIGN_GROUP];
+    let mut subset = 0;
+    while subset < 16 {
+        let mut component = 0;
+        while component < SIGN_GROUP {
+            members[component][subset] = ((subset >> component) & 1) as f32;
+            component += 1;
+        }
+        subset += 1;
+    }
+    members
+};
+
+/// [`Kernels::sign_tables`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn sign_tables_body(query: &[f32], tables: &mut [u8]) -> SignScale {
+    check_tables(query, tables);
+    let (groups, _) = query.as_chunks::<SIGN_GROUP>();
+    let (tables, _) = tables.as_chunks_mut::<16>();
+    let (mut widest, mut least) = (0.0f32, 0.0f32);
+    for group in groups {
+        widest = widest.max(group[0].abs() + group[1].abs() + group[2].abs() + group[3].abs());
+        least += group.iter().map(|x| x.min(0.0)).sum::<f32>();
+    }
+    let step = widest / 255.0;
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    for (group, table) in groups.iter().zip(tables) {
+        let low = group.iter().map(|x| x.min(0.0)).sum::<f32>();
+        for (subset, entry) in table.iter_mut().enumerate() {
+            let sum = MEMBERS[0][subset] * group[0]
+                + MEMBERS[1][subset] * group[1]
+                + MEMBERS[2][subset] * group[2]
+                + MEMBERS[3][subset] * group[3];
+            *entry = ((sum - low) * inverse + 0.5) as i32 as u8;
+        }
+    }
+    SignScale { step, least }
+}
+
+fn sign_bounds(
+    tables: &[u8],
+    codes: &[u8],
+    rows: SignRows<'_>,
+    terms: &SignTerms,
+    out: &mut [f32],
+) {
+    check_signs(tables, codes, rows, out);
+    let (tables, _) = tables.as_chunks::<16>();
+    let blocks = codes.chunks_exact(sign_block_bytes(tables.len()).max(1));
+    for (nth, (out, codes)) in out.chunks_exact_mut(SIGN_BLOCK).zip(blocks).enumerate() {
+        let mut sums = [0u32; SIGN_BLOCK];
+        for (table, codes) in tables.iter().zip(codes.as_chunks::<16>().0) {
+            for (row, code) in codes.iter().enumerate() {
+                sums[row] += u32::from(table[usize::from(code & 15)]);
+                sums[row + 16] += u32::from(table[usize::from(code >> 4)]);
+            }
+        }
+        finish_bounds(&sums, nth * SIGN_BLOCK, rows, terms, out);
+    }
+}
+
+/// Turns the sums of a block, whose first row is number `first`, into bounds.
+#[inline(always)]
+pub(super) fn finish_bounds(
+    sums: &[u32; SIGN_BLOCK],
+    first: usize,
+    rows: SignRows<'_>,
+    terms: &SignTerms,
+    out: &mut [f32],
+) {
+    for (row, (out, sum)) in (first..).zip(out.iter_mut().zip(sums)) {
+        let product = terms.step * *sum as f32 + terms.shift;
+        let value = rows.add[row] + rows.scale[row] * product;
+        *out = terms.base + terms.weight * (value - terms.reach * rows.error[row]);
+    }
+}
+
+/// [`Kernels::least_of_runs`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn least_of_runs_body(values: &[f32], least: &mut [f32]) {
+    for (run, least) in values.chunks(LEAST_OF).zip(least) {
+        *least = run.iter().fold(f32::INFINITY, |a, &b| if b < a { b } else { a });
     }
 }

@@ -265,6 +265,138 @@ fn the_nearest_of_two_panels_is_kept() {
 }
 
 #[test]
+fn hadamard_is_its_own_inverse_but_for_the_length() {
+    let mut rng = SmallRng::seed_from_u64(7);
+    for k in tables() {
+        for n in (0..12).map(|log| 1usize << log) {
+            let values = random(&mut rng, n);
+            let mut got = values.clone();
+            (k.hadamard)(&mut got);
+            for (row, got) in got.iter().enumerate() {
+                let sign = |col: usize| if (row & col).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let terms = values.iter().enumerate().map(|(col, x)| sign(col) * f64::from(*x));
+                assert_sum(*got, terms, 16.0 * n as f64, &format!("{} at {n}", k.level.name()));
+            }
+        }
+    }
+}
+
+#[test]
+fn tables_have_the_sums_of_subsets() {
+    let mut rng = SmallRng::seed_from_u64(8);
+    for k in tables() {
+        for groups in [0, 1, 3, 16, 17, 192] {
+            let query = random(&mut rng, groups * SIGN_GROUP);
+            let mut entries = vec![9; groups * 16];
+            let SignScale { step, least } = (k.sign_tables)(&query, &mut entries);
+            let lows: Vec<f32> =
+                query.chunks(SIGN_GROUP).map(|g| g.iter().map(|x| x.min(0.0)).sum()).collect();
+            assert!((lows.iter().sum::<f32>() - least).abs() <= 1e-4);
+            for (at, entry) in entries.iter().enumerate() {
+                let (group, subset) = (at / 16, at % 16);
+                let sum: f32 = (0..SIGN_GROUP)
+                    .filter(|j| subset >> j & 1 == 1)
+                    .map(|j| query[group * SIGN_GROUP + j])
+                    .sum();
+                let got = f32::from(*entry) * step + lows[group];
+                assert!((got - sum).abs() <= step * 0.51, "{}: {got} for {sum}", k.level.name());
+            }
+        }
+        let mut entries = vec![9; 16];
+        (k.sign_tables)(&[0.0; 4], &mut entries);
+        assert_eq!(entries, [0; 16]);
+    }
+}
+
+#[test]
+fn bounds_of_signs_agree_with_plain_sums() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    for k in tables() {
+        for groups in [16, 32, 48, 256, 272, 1040] {
+            for blocks in [0, 1, 3] {
+                for most in [1, 255] {
+                    let rows = blocks * SIGN_BLOCK;
+                    let entries: Vec<u8> = (0..groups * 16)
+                        .map(|_| if most == 1 { 255 } else { rng.random_range(0..=most) })
+                        .collect();
+                    let codes: Vec<u8> =
+                        (0..blocks * sign_block_bytes(groups)).map(|_| rng.random()).collect();
+                    let columns: Vec<Vec<f32>> = (0..3).map(|_| random(&mut rng, rows)).collect();
+                    let of_rows =
+                        SignRows { add: &columns[0], scale: &columns[1], error: &columns[2] };
+                    let terms =
+                        SignTerms { base: 3.0, weight: 0.5, step: 0.01, shift: -2.0, reach: 4.0 };
+                    let mut out = vec![f32::NAN; rows];
+                    (k.sign_bounds)(&entries, &codes, of_rows, &terms, &mut out);
+                    for (row, out) in out.iter().enumerate() {
+                        let (block, place) = (row / SIGN_BLOCK, row % SIGN_BLOCK);
+                        let sum: u32 = (0..groups)
+                            .map(|group| {
+                                let at = block * sign_block_bytes(groups) + group * 16 + place % 16;
+                                let code = (codes[at] >> (place / 16 * 4)) & 15;
+                                u32::from(entries[group * 16 + usize::from(code)])
+                            })
+                            .sum();
+                        let product = 0.01 * f64::from(sum) - 2.0;
+                        let value = f64::from(columns[0][row])
+                            + f64::from(columns[1][row]) * product
+                            - 4.0 * f64::from(columns[2][row]);
+                        let expected = 3.0 + 0.5 * value;
+                        let off = (f64::from(*out) - expected).abs();
+                        assert!(off <= 1e-5 * (1.0 + product.abs()), "{}", k.level.name());
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn signs_that_do_not_fit_are_refused() {
+    for k in tables() {
+        let refused = |entries: usize, codes: usize, rows: usize, out: usize| {
+            std::panic::catch_unwind(|| {
+                let column = vec![0.0; rows];
+                let rows = SignRows { add: &column, scale: &column, error: &column };
+                let terms = SignTerms::default();
+                (k.sign_bounds)(
+                    &vec![0; entries],
+                    &vec![0; codes],
+                    rows,
+                    &terms,
+                    &mut vec![0.0; out],
+                );
+            })
+            .is_err()
+        };
+        assert!(!refused(256, 256, 32, 32));
+        assert!(refused(256, 255, 32, 32));
+        assert!(refused(256, 256, 31, 32));
+        assert!(refused(256, 256, 32, 31));
+        assert!(refused(240, 256, 32, 32));
+    }
+}
+
+#[test]
+fn the_least_of_each_run_is_found() {
+    let mut rng = SmallRng::seed_from_u64(10);
+    for k in tables() {
+        for n in [0, 1, 15, 16, 17, 100, 1000] {
+            let mut values = random(&mut rng, n);
+            if n > 40 {
+                values[20] = f32::NAN;
+                values[39] = f32::NEG_INFINITY;
+            }
+            let mut least = vec![9.0; n.div_ceil(LEAST_OF)];
+            (k.least_of_runs)(&values, &mut least);
+            for (run, least) in values.chunks(LEAST_OF).zip(least) {
+                assert_eq!(run.iter().copied().fold(f32::INFINITY, f32::min), least);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_level_can_be_forced_where_the_processor_has_it() {
     for level in Level::ALL {
         assert_eq!(Level::from_name(level.name()), Some(level));
