@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub mod assign;
 pub mod kmeans;
 mod router;
+mod spill;
 mod two_level;
 
 pub use router::Router;
+pub use spill::NO_BUCKET;
 
 /// The caller's stop flag went up before the work was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

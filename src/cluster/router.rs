@@ -4,6 +4,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
 use super::assign::PackedCentroids;
+use super::spill::Neighbours;
 use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
 use super::Stopped;
 use crate::metric::Metric;
@@ -23,6 +24,7 @@ pub struct Router {
     /// Made by the first assignment; a search has no use for them.
     packed: OnceLock<PackedCentroids>,
     grouped: OnceLock<GroupedCentroids>,
+    neighbours: OnceLock<Neighbours>,
 }
 
 impl Router {
@@ -33,7 +35,15 @@ impl Router {
     /// When the numbers of centroids and radii differ.
     pub fn new(metric: Metric, dim: usize, centroids: Vec<f32>, radii: Vec<f32>) -> Router {
         assert_eq!(Some(centroids.len()), radii.len().checked_mul(dim), "one radius a centroid");
-        Router { metric, dim, centroids, radii, packed: OnceLock::new(), grouped: OnceLock::new() }
+        Router {
+            metric,
+            dim,
+            centroids,
+            radii,
+            packed: OnceLock::new(),
+            grouped: OnceLock::new(),
+            neighbours: OnceLock::new(),
+        }
     }
 
     /// The distance the buckets are searched by.
@@ -90,6 +100,26 @@ impl Router {
             }
         }
         packed.nearest(rows, out, stop)
+    }
+
+    /// Writes a second bucket for each row to `out`, of which `first` are the ones that
+    /// [`Router::assign`] found: a bucket where a query is likely to look that misses the first.
+    /// [`NO_BUCKET`](super::NO_BUCKET) where there is no other.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn spill(
+        &self,
+        rows: &[f32],
+        first: &[u32],
+        out: &mut [u32],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let (centroids, dim) = (&self.centroids, self.dim);
+        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
+        let neighbours =
+            get_or_try_init(&self.neighbours, || Neighbours::new(centroids, dim, packed, stop))?;
+        neighbours.spill(centroids, rows, dim, first, out, stop)
     }
 
     /// Writes a score for each bucket to `out`; the least is to be looked into first.

@@ -378,7 +378,7 @@ pub fn encode_buckets<'r>(
                 .chunks_exact_mut(stride)
                 .zip(start..)
                 .map(|(codes, nth)| {
-                    quant::encode(metric, row(nth).1, centroid, &mut scratch, codes)
+                    quant::encode(metric, row(nth).1, centroid, 0.0, &mut scratch, codes)
                 })
                 .collect();
             (factors, codes)

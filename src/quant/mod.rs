@@ -1,7 +1,11 @@
-//! Int8 codes of vectors, and bounds of what they lose.
+//! Codes of vectors, and bounds of what they lose: one bit a component first, eight for the few
+//! rows that look near then.
 //!
-//! A row is kept as the code of its residual to the centroid of its bucket: one byte a component
-//! and three [`Factors`]. From these and a query comes an [`Estimate`]: a value close to
+//! Both are made of a row's residual to the centroid of its bucket, under a random [`Rotation`]
+//! that spreads it evenly over the components. [`sign`] has the bits, and bounds that hold with the
+//! wanted probability. The rest of this page is about the other ones, whose bounds are certain.
+//!
+//! A row is kept as the code of its residual: one byte a component and three [`Factors`]. From these and a query comes an [`Estimate`]: a value close to
 //! [`Metric::rank`](crate::metric::Metric::rank) and a number it cannot be below. Rows whose bound
 //! already exceeds the k-th best exact rank need not be fetched.
 //!
@@ -14,10 +18,13 @@
 //! and Blott, VLDB 1998, section 4) with residuals for cells; [`BucketQuery::estimate`] has them
 //! metric by metric. Nothing is trained: codes stay valid however the data drifts.
 
+mod rotation;
+pub mod sign;
 mod sq8;
 #[cfg(test)]
 mod tests;
 
+pub use rotation::Rotation;
 pub use sq8::{encode, BucketQuery, Query};
 
 use bytemuck::{Pod, Zeroable};

@@ -96,13 +96,14 @@ fn to_unit(squares: f64, dim: usize) -> Option<f64> {
     (squares >= least && squares <= SAFE).then(|| 1.0 / squares.sqrt())
 }
 
-/// Encodes a row's residual to its bucket's centroid.
+/// Encodes a row's residual to its bucket's centroid, and leaves it in `residual`.
 ///
-/// `codes` has at least the length of the row ([`stride`] of it in an arena); what is behind the
+/// `rounding` bounds, relative to the row's length, what is wrong with the row as it is given: what
+/// [`Rotation::rounding`](super::Rotation::rounding) says of a rotated one. `codes` has at least the length of the row ([`stride`] of it in an arena); what is behind the
 /// row's own is zeroed. Under [`Metric::Cosine`] the row may have any length, it is brought to one
 /// here, and the centroid belongs to rows of length one. Given the row as it is stored, and not a
 /// [`normalize`](super::normalize)d copy, [`encode`] can tell that its cosines suffer underflow or
-/// overflow in f32 and declare it unknown. `scratch` is room for intermediate results.
+/// overflow in f32 and declare it unknown.
 ///
 /// A row that is not finite, or too large for the factors, gets [`Factors::UNKNOWN`].
 ///
@@ -112,31 +113,33 @@ pub fn encode(
     metric: Metric,
     row: &[f32],
     centroid: &[f32],
-    scratch: &mut Vec<f64>,
+    rounding: f64,
+    residual: &mut Vec<f64>,
     codes: &mut [i8],
 ) -> Factors {
     assert_eq!(row.len(), centroid.len(), "dimensions");
     assert!(codes.len() >= row.len(), "room for codes");
-    let factor = match metric {
-        Metric::Cosine => to_unit(sum(row, row, |x, y| f64::from(x) * f64::from(y)), row.len())
-            .unwrap_or(f64::NAN),
-        _ => 1.0,
+    let squares = sum(row, row, |x, y| f64::from(x) * f64::from(y));
+    let (factor, length) = match metric {
+        Metric::Cosine => (to_unit(squares, row.len()).unwrap_or(f64::NAN), 1.0),
+        _ => (1.0, squares.sqrt()),
     };
-    scratch.clear();
-    scratch.extend(row.iter().zip(centroid).map(|(&x, &c)| f64::from(x) * factor - f64::from(c)));
-    let scale = quantize(scratch, codes);
+    residual.clear();
+    residual.extend(row.iter().zip(centroid).map(|(&x, &c)| f64::from(x) * factor - f64::from(c)));
+    let scale = quantize(residual, codes);
     let (used, _) = codes.split_at(row.len());
     let step = f64::from(scale);
     let (norm, error) = if metric == Metric::L1 {
-        let missed = sum(scratch, used, |v, code| (v - step * f64::from(code)).abs());
-        let size = sum(scratch, used, |v, _| v.abs());
+        let missed = sum(residual, used, |v, code| (v - step * f64::from(code)).abs());
+        let size = sum(residual, used, |v, _| v.abs());
         (0.0, missed * (1.0 + ROUND_SUM) + size * ROUND_STEP)
     } else {
-        let squares = sum(scratch, scratch, |x, y| x * y);
+        let squares = sum(residual, residual, |x, y| x * y);
         // A sum of integers, hence exact.
         let norm = step * step * sum(used, used, |x, y| f64::from(i32::from(x) * i32::from(y)));
-        (norm as f32, missed(scratch, used, scale, squares))
+        (norm as f32, missed(residual, used, scale, squares))
     };
+    let error = error + rounding * length * (1.0 + ROUND_SUM);
     let factors = Factors { scale, norm, error: round_up(error) };
     if scale.is_finite() && norm.is_finite() && factors.error.is_finite() {
         factors
@@ -160,11 +163,14 @@ pub struct Query {
     error: f64,
     /// Length of `values`.
     length: f64,
+    /// Bounds the length of what is wrong with `values`.
+    blur: f64,
 }
 
 impl Query {
-    /// Prepares a query. Under [`Metric::Cosine`] it may have any length.
-    pub fn new(metric: Metric, query: &[f32]) -> Query {
+    /// Prepares a query. Under [`Metric::Cosine`] it may have any length. `rounding` is as for
+    /// [`encode`].
+    pub fn new(metric: Metric, query: &[f32], rounding: f64) -> Query {
         let mut values: Vec<f64> = query.iter().map(|&x| f64::from(x)).collect();
         let mut squares = sum(&values, &values, |x, y| x * y);
         if metric == Metric::Cosine {
@@ -179,7 +185,8 @@ impl Query {
             error = missed(&values, codes.split_at(values.len()).0, scale, squares);
         }
         let length = squares.sqrt() * (1.0 + ROUND_SUM);
-        Query { metric, values, codes, scale: f64::from(scale), error, length }
+        let blur = rounding * length;
+        Query { metric, values, codes, scale: f64::from(scale), error, length, blur }
     }
 
     /// Prepares the query for the rows of one bucket; the buffers of `bucket` are used again.
@@ -227,8 +234,9 @@ impl Query {
             }
         }
         bucket.length = self.length;
+        bucket.blur = self.blur;
         bucket.known = dim <= MAX_DIM
-            && [bucket.scale, bucket.error, bucket.base, bucket.reach, bucket.length]
+            && [bucket.scale, bucket.error, bucket.base, bucket.reach, bucket.length, bucket.blur]
                 .iter()
                 .all(|x| x.is_finite());
     }
@@ -257,6 +265,8 @@ pub struct BucketQuery {
     reach: f64,
     /// Length of the query, one under cosine.
     length: f64,
+    /// Bounds the length of what is wrong with the query.
+    blur: f64,
 }
 
 impl Default for BucketQuery {
@@ -273,6 +283,7 @@ impl Default for BucketQuery {
             base: 0.0,
             reach: 0.0,
             length: 0.0,
+            blur: 0.0,
         }
     }
 }
@@ -363,11 +374,12 @@ impl BucketQuery {
         let base_slack = base * ROUND_SUM + 2.0 * TINY;
         let kernel = 1.0 - (self.dim + 4) as f64 * ROUND;
         let tiny = self.dim as f64 * TINY;
+        let blur = self.blur;
         move |f, dot| {
             let (norm, error) = (f64::from(f.norm), f64::from(f.error));
             let square = base + norm - step * f64::from(f.scale) * dot;
             let slack = base_slack + norm * 4.0 * ROUND + cross * upper_root(norm);
-            let distance = (square - slack).max(0.0).sqrt() - confidence * error;
+            let distance = (square - slack).max(0.0).sqrt() - confidence * error - blur;
             let distance = distance.max(0.0);
             // What the code misses is as good as orthogonal to the rest. An infinite factor makes
             // the value infinite or not a number, whatever the maxima have hidden.
@@ -384,6 +396,7 @@ impl BucketQuery {
     ) -> impl Fn(&Factors, f64) -> Estimate {
         let (base, scale, reach, length) = (self.base, self.scale, self.reach, self.length);
         let missed = confidence * self.error;
+        let blur = self.blur;
         let kernel = sums * (self.dim + 16) as f64 * ROUND;
         let tiny = self.dim as f64 * TINY;
         move |f, dot| {
@@ -392,7 +405,9 @@ impl BucketQuery {
             let value = base - scale * f64::from(f.scale) * dot;
             // No sum of absolute products exceeds the product of the lengths.
             let terms = length * (reach + root + error);
-            let slack = confidence * length * error + missed * root + kernel * terms + tiny;
+            let blurred = blur * (reach + root + error);
+            let slack =
+                confidence * length * error + missed * root + blurred + kernel * terms + tiny;
             // Beyond this a partial sum may overflow, and the kernel return either infinity.
             let lower = if terms <= SAFE { value - slack } else { f64::NAN };
             finish(value, lower, floor)

@@ -36,14 +36,14 @@ fn encode_all(metric: Metric, rows: &[Vec<f32>], centroid: Vec<f32>) -> Bucket {
     let factors = rows
         .iter()
         .zip(codes.chunks_mut(stride))
-        .map(|(row, codes)| encode(metric, row, &centroid, &mut scratch, codes))
+        .map(|(row, codes)| encode(metric, row, &centroid, 0.0, &mut scratch, codes))
         .collect();
     Bucket { centroid, factors, codes }
 }
 
 fn estimates(metric: Metric, query: &[f32], bucket: &Bucket, confidence: f32) -> Vec<Estimate> {
     let mut prepared = BucketQuery::default();
-    Query::new(metric, query).for_bucket(&bucket.centroid, &mut prepared);
+    Query::new(metric, query, 0.0).for_bucket(&bucket.centroid, &mut prepared);
     let mut out = vec![Estimate { value: 7.0, lower: 7.0 }];
     let stride = stride(query.len());
     prepared.estimate(&bucket.factors, &bucket.codes, stride, confidence, &mut out);
@@ -273,7 +273,7 @@ fn codes_are_the_nearest_and_factors_describe_them() {
         let centroid: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
         for metric in [Metric::L2, Metric::L1] {
             let mut codes = vec![5; stride(dim)];
-            let f = encode(metric, &row, &centroid, &mut Vec::new(), &mut codes);
+            let f = encode(metric, &row, &centroid, 0.0, &mut Vec::new(), &mut codes);
             let (mut norm, mut square, mut absolute) = (0.0, 0.0, 0.0);
             for i in 0..dim {
                 let residual = f64::from(row[i]) - f64::from(centroid[i]);
@@ -382,7 +382,7 @@ fn blocks_agree_with_rows_taken_alone() {
     for metric in METRICS {
         let bucket = encode_all(metric, &rows, mean(metric, &rows));
         let mut prepared = BucketQuery::default();
-        let query = Query::new(metric, &queries[0]);
+        let query = Query::new(metric, &queries[0], 0.0);
         // A buffer that served another bucket serves the next.
         query.for_bucket(&rows[0], &mut prepared);
         query.for_bucket(&bucket.centroid, &mut prepared);

@@ -141,7 +141,7 @@ impl Search {
             metric,
             params,
             query: query.to_vec(),
-            coded: quant::Query::new(metric, &routed),
+            coded: quant::Query::new(metric, &routed, 0.0),
             bucket: BucketQuery::default(),
             estimates: Vec::new(),
             confidence,
