@@ -6,8 +6,8 @@
 //! query or `-` to compute them; METRIC is l2, ip, cosine or l1; a SIZE is the average number of
 //! rows in a bucket. Buckets are scanned whole, so that the curve shows routing alone.
 
-use std::error::Error;
-use std::path::Path;
+mod common;
+
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
@@ -16,37 +16,12 @@ use drift_pg::cluster::kmeans::{self, Params};
 use drift_pg::cluster::Router;
 use drift_pg::metric::Metric;
 use drift_pg::simd::kernels;
-use rayon::prelude::*;
 
-const K: usize = 10;
+use common::{Result, Rows};
+
 const TARGETS: [f64; 5] = [0.90, 0.95, 0.98, 0.99, 0.995];
 const SAMPLES_PER_CLUSTER: usize = 64;
 static STOP: AtomicBool = AtomicBool::new(false);
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// Row-major vectors.
-struct Rows {
-    dim: usize,
-    values: Vec<f32>,
-}
-
-impl Rows {
-    fn len(&self) -> usize {
-        self.values.len() / self.dim
-    }
-
-    fn row(&self, i: usize) -> &[f32] {
-        &self.values[i * self.dim..][..self.dim]
-    }
-
-    fn normalize(&mut self) {
-        for row in self.values.chunks_exact_mut(self.dim) {
-            let length = (kernels().inner_product)(row, row).sqrt();
-            row.iter_mut().for_each(|x| *x /= length);
-        }
-    }
-}
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|a| a != "--bench").collect();
@@ -54,29 +29,8 @@ fn main() -> Result<()> {
         eprintln!("usage: recall_curve BASE QUERY TRUTH l2|ip|cosine|l1 [SIZE...]");
         return Ok(());
     };
-    let metric = match metric.as_str() {
-        "l2" => Metric::L2,
-        "ip" => Metric::InnerProduct,
-        "cosine" => Metric::Cosine,
-        "l1" => Metric::L1,
-        other => return Err(format!("unknown metric {other}").into()),
-    };
-    let (mut base, mut queries) = (read_vectors(base)?, read_vectors(query)?);
-    if base.dim != queries.dim {
-        return Err("base and queries differ in dimensions".into());
-    }
-    if metric == Metric::Cosine {
-        base.normalize();
-        queries.normalize();
-    }
-    let truth = match truth.as_str() {
-        "-" => nearest_rows(&base, &queries, metric),
-        path => read_records(path, 4)?
-            .1
-            .into_iter()
-            .map(|row| row.chunks_exact(4).take(K).map(|x| little_endian(x) as usize).collect())
-            .collect(),
-    };
+    let metric = common::metric(metric)?;
+    let (base, queries, truth) = common::read(base, query, truth, metric)?;
     let mut sizes =
         sizes.iter().map(|s| s.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
     if sizes.is_empty() {
@@ -182,43 +136,4 @@ fn measure(
 fn unweighted(metric: Metric, dim: usize, centroids: &[f32]) -> Router {
     let buckets = centroids.len() / dim;
     Router::new(metric, dim, centroids.to_vec(), vec![0.0; buckets])
-}
-
-/// The true nearest rows of each query.
-fn nearest_rows(base: &Rows, queries: &Rows, metric: Metric) -> Vec<Vec<usize>> {
-    let nearest = |q| {
-        let mut ranked: Vec<(f64, usize)> =
-            (0..base.len()).map(|i| (metric.rank(queries.row(q), base.row(i)), i)).collect();
-        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-        ranked.into_iter().take(K).map(|(_, i)| i).collect()
-    };
-    (0..queries.len()).into_par_iter().map(nearest).collect()
-}
-
-fn read_vectors(path: &str) -> Result<Rows> {
-    let bytes = Path::new(path).extension().is_some_and(|e| e == "bvecs");
-    let (dim, records) = read_records(path, if bytes { 1 } else { 4 })?;
-    let values = records.iter().flat_map(|record| -> Vec<f32> {
-        if bytes {
-            record.iter().map(|&x| f32::from(x)).collect()
-        } else {
-            record.chunks_exact(4).map(|x| f32::from_bits(little_endian(x))).collect()
-        }
-    });
-    Ok(Rows { dim, values: values.collect() })
-}
-
-/// The records of a vecs file, each a count followed by that many elements.
-fn read_records(path: &str, element: usize) -> Result<(usize, Vec<Vec<u8>>)> {
-    let content = std::fs::read(path)?;
-    let dim = little_endian(content.get(..4).ok_or("empty file")?) as usize;
-    let record = 4 + dim * element;
-    if dim == 0 || content.len() % record != 0 {
-        return Err(format!("{path} does not consist of records of {dim} elements").into());
-    }
-    Ok((dim, content.chunks_exact(record).map(|r| r[4..].to_vec()).collect()))
-}
-
-fn little_endian(bytes: &[u8]) -> u32 {
-    bytes.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }

@@ -103,7 +103,7 @@ fn drift_index_info(
         let mut log_rows = 0;
         read_log(index, &view, |_, tid, _| log_rows += i64::from(tid.is_valid()))?;
         let (segments, arenas) = snapshot.arenas();
-        let buckets = snapshot.router().map_or(0, |router| router.len());
+        let buckets = snapshot.routing().map_or(0, |routing| routing.len());
         Ok((
             segments as i32,
             arenas as i32,

@@ -196,6 +196,12 @@ fn all_tids(index: Index) -> Read<Vec<Tid>> {
     })
 }
 
+impl Drop for Ordered {
+    fn drop(&mut self) {
+        self.rows.snapshot().has_delivered(self.delivered.len());
+    }
+}
+
 impl Ordered {
     /// Takes a view and ranks the log's rows.
     fn start(index: Index, query: Vec<f32>, delivered: HashSet<Tid>) -> Read<Ordered> {
@@ -205,14 +211,15 @@ impl Ordered {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
             }
             let snapshot = Snapshot::of(index, &view)?;
-            let buckets = snapshot.router().map_or(0, |router| router.len());
+            let buckets = snapshot.routing().map_or(0, |routing| routing.len());
             let recall = options::target_recall(options::index_recall(index));
             let params = Params {
                 effort: Effort::new(recall, buckets, snapshot.calibration()),
                 order: options::order(),
                 max_rows: options::max_scan_tuples(),
+                expected: snapshot.expected(),
             };
-            let mut search = Search::new(view.metric, &query, snapshot.router(), params);
+            let mut search = Search::new(view.metric, &query, snapshot.routing(), params);
             let mut log_tids = Vec::new();
             read_log(index, &view, |_, tid, vector| {
                 if tid.is_valid() {
@@ -244,7 +251,7 @@ impl Ordered {
     fn try_next(&mut self) -> Read<Option<Tid>> {
         loop {
             let snapshot = self.rows.snapshot().clone();
-            let Some(hit) = self.search.next(snapshot.router(), &mut self.rows)? else {
+            let Some(hit) = self.search.next(snapshot.routing(), &mut self.rows)? else {
                 return Ok(None);
             };
             let tid = match hit.source {

@@ -1,13 +1,15 @@
 //! What this backend's scans need of an index's current manifest, kept until it changes.
 
-use crate::arena::{self, Arena, ArenaError};
-use crate::cluster::Router;
-use crate::janitor::{arena_place, load_router, rebuild_arena, sweep_if_idle, JobLock};
+use crate::arena::{self, Arena, ArenaError, BucketCodes, RoutingArena};
+use crate::janitor::{
+    arena_place, load_router, open_routing, sweep_if_idle, ArenaBuilder, Crew, JobLock,
+};
 use crate::metric::Metric;
 use crate::page::{
-    BucketShape, Identity, Index, Manifest, Read, Segment, Tid, TidReader, VectorReader, View,
+    BucketShape, Identity, Index, Manifest, Read, RouterRef, Segment, Tid, TidReader, VectorReader,
+    View,
 };
-use crate::search::{Bucket, Calibration, Rows};
+use crate::search::{Bucket, Calibration, Coded, Rows};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -16,10 +18,12 @@ use std::rc::Rc;
 pub struct Snapshot {
     manifest_id: Identity,
     router_id: Identity,
-    router: Option<Rc<Router>>,
+    routing: Option<Rc<RoutingArena>>,
     segments: Vec<Rc<LiveSegment>>,
     live_rows: u64,
     calibration: Calibration,
+    /// Rows that the last scan delivered.
+    delivered: Cell<usize>,
 }
 
 /// One segment, with its arena if that is to be had.
@@ -31,6 +35,10 @@ struct LiveSegment {
     /// The bucket table from pages, for when there is no arena.
     buckets: OnceCell<Vec<(BucketShape, u64)>>,
 }
+
+/// What a scan is expected to be asked for at least, and at most.
+const FEWEST_EXPECTED: usize = 16;
+const MOST_EXPECTED: usize = 2_000;
 
 /// Indexes whose snapshots a backend keeps.
 const KEPT: usize = 64;
@@ -68,10 +76,10 @@ impl Snapshot {
         let calibration =
             manifest.router.as_ref().map_or(Calibration::EVERYTHING, |r| r.calibration);
         let router_id = manifest.router.as_ref().map_or(Identity::NONE, |r| r.column.id);
-        let router = match (&manifest.router, known) {
-            (Some(_), Some(known)) if known.router_id == router_id => known.router.clone(),
+        let routing = match (&manifest.router, known) {
+            (Some(_), Some(known)) if known.router_id == router_id => known.routing.clone(),
             (Some(stored), _) => {
-                Some(Rc::new(load_router(index, view.metric, view.dims(), stored)?))
+                Some(Rc::new(open_routing(index, view.metric, view.dims(), stored)?))
             }
             (None, _) => None,
         };
@@ -84,28 +92,40 @@ impl Snapshot {
         };
         let mut segments = Vec::with_capacity(manifest.segments.len());
         for segment in manifest.segments {
-            segments.push(match (same(&segment), &router) {
-                (Some(known), _) => known,
-                (None, Some(router)) => {
-                    Rc::new(LiveSegment::open(index, view.metric, view.dims(), router, segment)?)
+            segments.push(match (same(&segment), &manifest.router, &routing) {
+                (Some(known), ..) => known,
+                (None, Some(stored), Some(routing)) => {
+                    let (metric, dims) = (view.metric, view.dims());
+                    Rc::new(LiveSegment::open(index, metric, dims, stored, routing, segment)?)
                 }
                 // A manifest with segments has a router.
-                (None, None) => continue,
+                _ => continue,
             });
         }
         Ok(Snapshot {
             manifest_id: view.manifest().id,
             router_id,
-            router,
+            routing,
             segments,
             live_rows,
             calibration,
+            delivered: Cell::new(known.map_or(0, |known| known.delivered.get())),
         })
     }
 
-    /// The router; none while there is no segment.
-    pub fn router(&self) -> Option<&Router> {
-        self.router.as_deref()
+    /// The router, as searches see it; none while there is no segment.
+    pub fn routing(&self) -> Option<&RoutingArena> {
+        self.routing.as_deref()
+    }
+
+    /// How many rows the next scan is likely to be asked for: about as many as the last one was.
+    pub fn expected(&self) -> usize {
+        (self.delivered.get() + self.delivered.get() / 2).clamp(FEWEST_EXPECTED, MOST_EXPECTED)
+    }
+
+    /// Takes note of how many rows a scan has delivered.
+    pub fn has_delivered(&self, rows: usize) {
+        self.delivered.set(rows);
     }
 
     /// Rows of the segments that were alive when the manifest was written.
@@ -143,12 +163,13 @@ impl LiveSegment {
         index: Index,
         metric: Metric,
         dims: usize,
-        router: &Router,
+        stored: &RouterRef,
+        routing: &RoutingArena,
         segment: Segment,
     ) -> Read<LiveSegment> {
         let shapes = OnceCell::new();
         let load_shapes =
-            || -> Read<Vec<BucketShape>> { segment.read_buckets(index, router.len() as u32) };
+            || -> Read<Vec<BucketShape>> { segment.read_buckets(index, stored.buckets) };
         let mut arena = open_arena(index, metric, dims, &segment);
         let mut rebuilt = false;
         if arena.is_none() {
@@ -157,7 +178,10 @@ impl LiveSegment {
                 arena = open_arena(index, metric, dims, &segment);
                 if arena.is_none() {
                     let shapes = load_shapes()?;
-                    arena = rebuild_arena(index, metric, dims, router, &segment, &shapes)?;
+                    let router = &load_router(index, metric, dims, stored)?;
+                    let crew = &Crew::new();
+                    let builder = ArenaBuilder { index, metric, dims, crew, router, routing };
+                    arena = builder.rebuild(&segment, &shapes)?;
                     rebuilt = true;
                 }
             }
@@ -192,19 +216,21 @@ impl LiveSegment {
                 Err(_) => Bucket::Empty,
             };
         };
-        let Some(at) = arena.find(bucket) else { return Bucket::Empty };
-        match arena.bucket(at) {
-            Ok(codes) => Bucket::Coded {
-                first_row: codes.first_row,
-                factors: codes.factors,
-                codes: codes.codes,
-                stride: codes.stride,
-            },
+        arena.find(bucket).map_or(Bucket::Empty, |entry| self.entry(arena, entry))
+    }
+
+    /// The bucket at this index of the arena's table.
+    fn entry<'a>(&self, arena: &'a Arena, entry: usize) -> Bucket<'a> {
+        let Some(of) = arena.buckets().get(entry) else { return Bucket::Empty };
+        match arena.bucket(entry) {
+            Ok(BucketCodes { first_row, factors, codes, stride, signs }) => {
+                let (bucket, entry) = (of.bucket, entry as u32);
+                Bucket::Coded(Coded { bucket, entry, first_row, factors, codes, stride, signs })
+            }
             Err(_) => {
                 // This search reads the bucket from pages; the next one makes the arena again.
                 self.damaged.set(true);
-                let entry = &arena.buckets()[at];
-                Bucket::Uncoded { first_row: entry.first_row, rows: u64::from(entry.rows) }
+                Bucket::Uncoded { first_row: of.first_row, rows: u64::from(of.rows) }
             }
         }
     }
@@ -298,10 +324,15 @@ impl Rows for SnapshotRows {
         self.snapshot.segments.len() as u32
     }
 
-    fn bucket(&mut self, segment: u32, bucket: u32) -> Bucket<'_> {
+    fn bucket(&self, segment: u32, bucket: u32) -> Bucket<'_> {
         // An exact search looks into every bucket before it delivers a row.
         pgrx::check_for_interrupts!();
         self.snapshot.segments[segment as usize].bucket(bucket)
+    }
+
+    fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
+        let live = &self.snapshot.segments[segment as usize];
+        live.arena.get().map_or(Bucket::Empty, |arena| live.entry(arena, entry as usize))
     }
 
     fn vector<T>(&mut self, segment: u32, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {

@@ -6,14 +6,15 @@ use bytemuck::{Pod, Zeroable};
 
 use super::ArenaError;
 use crate::metric::Metric;
-use crate::quant::{self, Factors};
+use crate::quant::{self, sign, Factors};
+use crate::simd::SIGN_BLOCK;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("arenas are used in place and are little-endian");
 
-pub(super) const MAGIC: [u8; 8] = *b"driftSQ8";
-pub(super) const FOOTER_MAGIC: [u8; 8] = *b"8QStfird";
-pub(super) const VERSION: u32 = 1;
+pub(super) const MAGIC: [u8; 8] = *b"driftseg";
+pub(super) const FOOTER_MAGIC: [u8; 8] = *b"gestfird";
+pub(super) const VERSION: u32 = 2;
 /// Every part begins at a multiple of this: a cache line, and the widest register.
 pub(super) const ALIGN: u64 = 64;
 /// Where the table begins.
@@ -47,7 +48,9 @@ pub(super) struct Header {
     pub stride: u32,
     /// Code of the metric.
     pub metric: u8,
-    pub padding: [u8; 7],
+    pub padding: [u8; 3],
+    /// Entries of the table.
+    pub entries: u32,
     pub reserved: [u64; 4],
 }
 
@@ -67,6 +70,7 @@ const _: () = {
     assert!(offset_of!(Header, stride) == 84);
     assert!(offset_of!(Header, metric) == 88);
     assert!(offset_of!(Header, padding) == 89);
+    assert!(offset_of!(Header, entries) == 92);
     assert!(offset_of!(Header, reserved) == 96);
 };
 
@@ -84,8 +88,8 @@ pub struct BucketEntry {
     pub offset: u64,
     /// CRC32 of its block.
     pub crc: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Rows of other buckets that were spilled into it.
+    pub spilled: u32,
 }
 
 const _: () = {
@@ -94,7 +98,22 @@ const _: () = {
     assert!(offset_of!(BucketEntry, first_row) == 8);
     assert!(offset_of!(BucketEntry, offset) == 16);
     assert!(offset_of!(BucketEntry, crc) == 24);
-    assert!(offset_of!(BucketEntry, reserved) == 28);
+    assert!(offset_of!(BucketEntry, spilled) == 28);
+};
+
+/// Where a spilled row's int8 codes are: in the bucket that is its own.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub struct SpilledRow {
+    /// Index of that bucket in the table.
+    pub entry: u32,
+    /// The row's place among the bucket's rows.
+    pub place: u32,
+}
+
+const _: () = {
+    assert!(size_of::<SpilledRow>() == 8);
+    assert!(offset_of!(SpilledRow, place) == 4);
 };
 
 /// The last bytes of an arena.
@@ -155,7 +174,7 @@ pub struct Identity {
     pub metric: Metric,
     /// Rows of the segment.
     pub rows: u64,
-    /// Buckets of the segment, empty ones included.
+    /// Buckets that the segment has rows of.
     pub buckets: u32,
 }
 
@@ -166,13 +185,15 @@ pub struct BucketShape {
     pub bucket: u32,
     /// Its number of rows.
     pub rows: u32,
+    /// Rows of other buckets spilled into it; none where there are no sign codes.
+    pub spilled: u32,
 }
 
 /// Where everything of an arena goes, all of it known before the first row is encoded.
 #[derive(Clone, Debug)]
 pub struct Layout {
     pub(super) identity: Identity,
-    pub(super) stride: usize,
+    pub(super) shape: RowShape,
     /// Checksums are filled in as blocks are written.
     pub(super) entries: Vec<BucketEntry>,
     pub(super) data: u64,
@@ -187,27 +208,33 @@ impl Layout {
     /// [`ArenaError::Layout`] when bucket ids do not ascend, shapes and identity do not agree, the
     /// dimensions are zero or above [`quant::MAX_DIM`], or the file could not be mapped.
     pub fn new(identity: Identity, shapes: &[BucketShape]) -> Result<Layout, ArenaError> {
-        let stride = stride(identity.dim).ok_or(ArenaError::Layout("dimensions"))?;
-        if u64::from(identity.buckets) != shapes.len() as u64 {
+        let shape =
+            RowShape::new(identity.metric, identity.dim).ok_or(ArenaError::Layout("dimensions"))?;
+        const TOO_LARGE: ArenaError = ArenaError::Layout("too large");
+        let own = shapes.iter().filter(|shape| shape.rows > 0).count();
+        if own != identity.buckets as usize {
             return Err(ArenaError::Layout("number of buckets"));
         }
-        const TOO_LARGE: ArenaError = ArenaError::Layout("too large");
-        let data = data_offset(identity.buckets);
-        let mut walk = Walk::new(data, stride);
+        let data = data_offset(u32::try_from(shapes.len()).map_err(|_| TOO_LARGE)?);
+        let mut walk = Walk::new(data, shape);
         let mut entries = Vec::with_capacity(shapes.len());
-        for shape in shapes {
-            if !walk.ascends(shape.bucket) {
+        for of in shapes {
+            if !walk.ascends(of.bucket) {
                 return Err(ArenaError::Layout("bucket ids do not ascend"));
             }
-            entries.push(BucketEntry {
-                bucket: shape.bucket,
-                rows: shape.rows,
+            if of.spilled > 0 && shape.padded == 0 {
+                return Err(ArenaError::Layout("spilled rows without sign codes"));
+            }
+            let entry = BucketEntry {
+                bucket: of.bucket,
+                rows: of.rows,
                 first_row: walk.row,
                 offset: walk.offset,
                 crc: 0,
-                reserved: 0,
-            });
-            walk.step(shape.bucket, shape.rows).ok_or(TOO_LARGE)?;
+                spilled: of.spilled,
+            };
+            entries.push(entry);
+            walk.step(&entry).ok_or(TOO_LARGE)?;
         }
         if walk.row != identity.rows {
             return Err(ArenaError::Layout("number of rows"));
@@ -215,12 +242,12 @@ impl Layout {
         let footer = walk.offset;
         let length = footer.checked_add(FOOTER_BYTES).filter(|&l| l <= isize::MAX as u64);
         let length = length.ok_or(TOO_LARGE)?;
-        Ok(Layout { identity, stride, entries, data, footer, length })
+        Ok(Layout { identity, shape, entries, data, footer, length })
     }
 
-    /// Bytes from one row's codes to the next.
+    /// Bytes from one row's int8 codes to the next.
     pub fn stride(&self) -> usize {
-        self.stride
+        self.shape.stride
     }
 
     /// Length of the file in bytes.
@@ -246,8 +273,9 @@ impl Layout {
             footer: self.footer,
             length: self.length,
             table_crc: crc32fast::hash(room),
-            stride: self.stride as u32,
+            stride: self.shape.stride as u32,
             metric: self.identity.metric as u8,
+            entries: self.entries.len() as u32,
             ..Header::zeroed()
         };
         header.crc = header.checksum();
@@ -256,42 +284,80 @@ impl Layout {
     }
 }
 
-/// The stride of an arena of `dim` dimensions, if there can be one.
-pub(super) fn stride(dim: u32) -> Option<usize> {
-    let dim = usize::try_from(dim).ok().filter(|&dim| dim > 0 && dim <= quant::MAX_DIM)?;
-    Some(quant::stride(dim))
+/// How much room a row takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowShape {
+    /// Bytes from one row's int8 codes to the next.
+    pub stride: usize,
+    /// Components with a sign code; zero where there are none.
+    pub padded: usize,
+}
+
+impl RowShape {
+    /// The shape of rows of `dim` dimensions, if there can be any.
+    pub fn new(metric: Metric, dim: u32) -> Option<RowShape> {
+        let dim = usize::try_from(dim).ok().filter(|&dim| dim > 0 && dim <= quant::MAX_DIM)?;
+        Some(RowShape { stride: quant::stride(dim), padded: signs_padded(metric, dim) })
+    }
+}
+
+/// Components of a row's sign code; zero where it has none.
+pub(super) fn signs_padded(metric: Metric, dim: usize) -> usize {
+    if sign::are_used(metric, dim) {
+        dim.next_multiple_of(sign::DIM_MULTIPLE)
+    } else {
+        0
+    }
 }
 
 /// Where the first block begins.
-pub(super) fn data_offset(buckets: u32) -> u64 {
-    let table = u64::from(buckets) * size_of::<BucketEntry>() as u64;
+pub(super) fn data_offset(entries: u32) -> u64 {
+    let table = u64::from(entries) * size_of::<BucketEntry>() as u64;
     (TABLE + table).next_multiple_of(ALIGN)
 }
 
-/// The parts of a bucket's block, in bytes from its begin.
+/// The parts of a bucket's block, in bytes from its begin. Each begins at a multiple of 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
-    /// Length of the factors, without the zeroes behind them.
+    /// Where the columns of the sign codes begin, which themselves are first.
+    pub columns: u64,
+    /// Where the places of spilled rows begin.
+    pub spilled: u64,
+    /// Where they end.
+    pub spilled_end: u64,
+    /// Where the factors begin.
     pub factors: u64,
-    /// Where the codes begin.
+    /// Where they end.
+    pub factors_end: u64,
+    /// Where the int8 codes begin.
     pub codes: u64,
-    /// Where the codes end.
+    /// Where they end.
     pub end: u64,
     /// Length of the block.
     pub length: u64,
 }
 
 /// The block of so many rows. A stride has 17 bits at most, so nothing overflows.
-pub(super) fn block(rows: u32, stride: usize) -> Block {
-    let factors = u64::from(rows) * size_of::<Factors>() as u64;
-    let codes = factors.next_multiple_of(ALIGN);
-    let end = codes + u64::from(rows) * stride as u64;
-    Block { factors, codes, end, length: end.next_multiple_of(ALIGN) }
+pub(super) fn block(rows: u32, spilled: u32, shape: RowShape) -> Block {
+    let (own, spilled_rows) = (u64::from(rows), u64::from(spilled));
+    let blocks = match shape.padded {
+        0 => 0,
+        _ => (own + spilled_rows).div_ceil(SIGN_BLOCK as u64),
+    };
+    let columns = blocks * sign::block_bytes(shape.padded) as u64;
+    let spilled = columns + blocks * (3 * SIGN_BLOCK * size_of::<f32>()) as u64;
+    let spilled_end = spilled + spilled_rows * size_of::<SpilledRow>() as u64;
+    let factors = spilled_end.next_multiple_of(ALIGN);
+    let factors_end = factors + own * size_of::<Factors>() as u64;
+    let codes = factors_end.next_multiple_of(ALIGN);
+    let end = codes + own * shape.stride as u64;
+    let length = end.next_multiple_of(ALIGN);
+    Block { columns, spilled, spilled_end, factors, factors_end, codes, end, length }
 }
 
 /// Goes through a table in order, and knows what each entry has to be.
 pub(super) struct Walk {
-    stride: usize,
+    shape: RowShape,
     last: Option<u32>,
     /// First row of the next bucket.
     pub row: u64,
@@ -300,8 +366,8 @@ pub(super) struct Walk {
 }
 
 impl Walk {
-    pub(super) fn new(data: u64, stride: usize) -> Walk {
-        Walk { stride, last: None, row: 0, offset: data }
+    pub(super) fn new(data: u64, shape: RowShape) -> Walk {
+        Walk { shape, last: None, row: 0, offset: data }
     }
 
     /// Whether a bucket of this id may be the next.
@@ -310,10 +376,11 @@ impl Walk {
     }
 
     /// Passes over a bucket; none if the file became too large.
-    pub(super) fn step(&mut self, bucket: u32, rows: u32) -> Option<()> {
-        self.offset = self.offset.checked_add(block(rows, self.stride).length)?;
-        self.row = self.row.checked_add(u64::from(rows))?;
-        self.last = Some(bucket);
+    pub(super) fn step(&mut self, entry: &BucketEntry) -> Option<()> {
+        let block = block(entry.rows, entry.spilled, self.shape);
+        self.offset = self.offset.checked_add(block.length)?;
+        self.row = self.row.checked_add(u64::from(entry.rows))?;
+        self.last = Some(entry.bucket);
         Some(())
     }
 }

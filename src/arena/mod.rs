@@ -1,4 +1,4 @@
-//! Arenas: the int8 codes of one segment in one mmapped file.
+//! Arenas: the codes of one segment in one mmapped file.
 //!
 //! An arena is *derived*: everything in it can be computed again from the segment's pages, nothing
 //! in it is ever returned to a user, and it is removed, rebuilt or ignored at will. So it is never
@@ -11,10 +11,14 @@
 //!         segment, rows, dimensions, buckets, metric, stride,
 //!         offsets of all below, length of the file, CRC32 of the table
 //!    128  table: one entry of 32 bytes a bucket, ids ascending:
-//!         bucket, rows, first row, offset, CRC32 of its block; zeroes to the next 64
+//!         bucket, rows, first row, offset, CRC32 of its block, spilled rows;
+//!         zeroes to the next 64
 //!      *  block of the first bucket:
+//!           sign codes of its rows and of those spilled into it, in blocks of 32 rows
+//!           their columns add, scale and error, 4 bytes each, whole blocks as well
+//!           SpilledRow[spilled], 8 bytes each, zeroes to the next 64
 //!           Factors[rows], 12 bytes each, zeroes to the next 64
-//!           codes, rows * stride bytes, zeroes to the next 64
+//!           int8 codes, rows * stride bytes, zeroes to the next 64
 //!      *  blocks of the others
 //!      *  footer, 64 bytes: magic, length of the file, segment, CRC32 of itself
 //! ```
@@ -29,16 +33,22 @@
 //! another file of the same name. Both leave the inode to those who have it mapped. What remains
 //! is a medium that cannot read a block back, as under any mapped file.
 
+mod bucket;
 mod directory;
 mod format;
+mod plan;
 mod reader;
+mod routing;
 #[cfg(test)]
 mod tests;
 mod writer;
 
+pub use bucket::{encode_run, EncodedBucket, SignCodes};
 pub use directory::{list, remove, ArenaName, Listed};
-pub use format::{BucketEntry, BucketShape, Identity, Layout};
+pub use format::{BucketEntry, BucketShape, Identity, Layout, SpilledRow};
+pub use plan::Plan;
 pub use reader::{Arena, BucketCodes};
+pub use routing::{routed_by, RoutingArena, RoutingIdentity};
 pub use writer::Writer;
 
 use std::io;

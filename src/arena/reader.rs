@@ -9,18 +9,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{Advice, Mmap};
 
 use super::format::{
-    block, data_offset, stride, Footer, Header, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC, MAGIC,
+    block, data_offset, Footer, Header, RowShape, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC, MAGIC,
     TABLE, VERSION,
 };
-use super::{ArenaError, ArenaName, BucketEntry, Identity};
+use super::{ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
 use crate::quant::Factors;
+use crate::simd::SignRows;
 
 /// A mapped arena. Its header and table are sound; a bucket is checked when it is first touched.
 #[derive(Debug)]
 pub struct Arena {
     map: Mmap,
     identity: Identity,
-    stride: usize,
+    shape: RowShape,
     /// Where the entries of the table are.
     table: Range<usize>,
     /// One bit a bucket: its block was found to be what was written.
@@ -38,6 +39,8 @@ pub struct BucketCodes<'a> {
     pub codes: &'a [i8],
     /// Bytes from one row's codes to the next.
     pub stride: usize,
+    /// Sign codes, if rows have any.
+    pub signs: Option<SignCodes<'a>>,
 }
 
 impl Arena {
@@ -94,10 +97,11 @@ impl Arena {
         {
             return Err(ArenaError::OtherSegment);
         }
-        let stride = stride(header.dim).ok_or(ArenaError::Damaged("dimensions"))?;
-        if header.stride as usize != stride
+        let shape =
+            RowShape::new(identity.metric, header.dim).ok_or(ArenaError::Damaged("dimensions"))?;
+        if header.stride as usize != shape.stride
             || header.table != TABLE
-            || header.data != data_offset(header.buckets)
+            || header.data != data_offset(header.entries)
             || header.length != length
             || header.footer.checked_add(FOOTER_BYTES) != Some(length)
             || !length.is_multiple_of(ALIGN)
@@ -118,20 +122,24 @@ impl Arena {
             return Err(ArenaError::Damaged("table"));
         }
         let start = TABLE as usize;
-        let table = start..start + header.buckets as usize * size_of::<BucketEntry>();
-        let sound = (0..header.buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let arena = Arena { map, identity: *identity, stride, table, sound };
-        let mut walk = Walk::new(header.data, stride);
+        let table = start..start + header.entries as usize * size_of::<BucketEntry>();
+        let sound = (0..header.entries.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let arena = Arena { map, identity: *identity, shape, table, sound };
+        let mut walk = Walk::new(header.data, shape);
         for entry in arena.buckets() {
             if !walk.ascends(entry.bucket)
                 || entry.first_row != walk.row
                 || entry.offset != walk.offset
-                || entry.reserved != 0
-                || walk.step(entry.bucket, entry.rows).is_none()
+                || (entry.spilled > 0 && shape.padded == 0)
+                || walk.step(entry).is_none()
                 || walk.offset > header.footer
             {
                 return Err(ArenaError::Damaged("entry of the table"));
             }
+        }
+        let own = arena.buckets().iter().filter(|entry| entry.rows > 0).count();
+        if own != header.buckets as usize {
+            return Err(ArenaError::Damaged("buckets of the table"));
         }
         if walk.row != header.rows || walk.offset != header.footer {
             return Err(ArenaError::Damaged("sum of the table"));
@@ -146,7 +154,7 @@ impl Arena {
 
     /// Bytes from one row's codes to the next.
     pub fn stride(&self) -> usize {
-        self.stride
+        self.shape.stride
     }
 
     /// The table, bucket ids ascending.
@@ -157,7 +165,12 @@ impl Arena {
 
     /// Index in the table of the bucket of this id.
     pub fn find(&self, bucket: u32) -> Option<usize> {
-        self.buckets().binary_search_by_key(&bucket, |entry| entry.bucket).ok()
+        let table = self.buckets();
+        // Where no bucket is empty, which is the rule in a large segment, ids are indices.
+        match table.get(bucket as usize) {
+            Some(entry) if entry.bucket == bucket => Some(bucket as usize),
+            _ => table.binary_search_by_key(&bucket, |entry| entry.bucket).ok(),
+        }
     }
 
     /// The codes of the bucket at this index of the table.
@@ -168,7 +181,7 @@ impl Arena {
     pub fn bucket(&self, index: usize) -> Result<BucketCodes<'_>, ArenaError> {
         const OUTSIDE: ArenaError = ArenaError::Damaged("block outside the file");
         let entry = self.buckets().get(index).ok_or(ArenaError::Layout("index of a bucket"))?;
-        let parts = block(entry.rows, self.stride);
+        let parts = block(entry.rows, entry.spilled, self.shape);
         let end = entry.offset.checked_add(parts.length).ok_or(OUTSIDE)?;
         let bytes = slice(&self.map, entry.offset, end).ok_or(OUTSIDE)?;
         let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
@@ -178,20 +191,40 @@ impl Arena {
             }
             word.fetch_or(bit, Ordering::Relaxed);
         }
-        let factors = slice(bytes, 0, parts.factors).ok_or(OUTSIDE)?;
-        let codes = slice(bytes, parts.codes, parts.end).ok_or(OUTSIDE)?;
+        let part = |start, end| slice(bytes, start, end).ok_or(OUTSIDE);
+        let numbers = |start, end| -> Result<&[f32], ArenaError> {
+            bytemuck::try_cast_slice(part(start, end)?).map_err(|_| OUTSIDE)
+        };
+        let signs = if self.shape.padded > 0 {
+            let column = (parts.spilled - parts.columns) / 3;
+            let at = |nth| parts.columns + nth * column;
+            let spilled = part(parts.spilled, parts.spilled_end)?;
+            Some(SignCodes {
+                codes: part(0, parts.columns)?,
+                rows: SignRows {
+                    add: numbers(at(0), at(1))?,
+                    scale: numbers(at(1), at(2))?,
+                    error: numbers(at(2), at(3))?,
+                },
+                spilled: bytemuck::try_cast_slice(spilled).map_err(|_| OUTSIDE)?,
+            })
+        } else {
+            None
+        };
+        let factors = part(parts.factors, parts.factors_end)?;
         Ok(BucketCodes {
             first_row: entry.first_row,
             factors: bytemuck::try_cast_slice(factors).map_err(|_| OUTSIDE)?,
-            codes: bytemuck::cast_slice(codes),
-            stride: self.stride,
+            codes: bytemuck::cast_slice(part(parts.codes, parts.end)?),
+            stride: self.shape.stride,
+            signs,
         })
     }
 
     /// Asks the system to read the bucket at this index ahead. A hint: nothing depends on it.
     pub fn will_need(&self, index: usize) {
         let Some(entry) = self.buckets().get(index) else { return };
-        let length = block(entry.rows, self.stride).length;
+        let length = block(entry.rows, entry.spilled, self.shape).length;
         if let (Ok(offset), Ok(length)) = (usize::try_from(entry.offset), usize::try_from(length)) {
             // A hint that is refused leaves the reading to the first touch.
             let _ = self.map.advise_range(Advice::WillNeed, offset, length);

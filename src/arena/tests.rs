@@ -2,24 +2,38 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use super::format::{Footer, Header, FOOTER_BYTES, TABLE};
+use super::format::{Footer, Header, RowShape, FOOTER_BYTES, TABLE};
 use super::*;
 use crate::metric::Metric;
 use crate::quant::{self, Factors};
 
 const SEGMENT: u128 = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
 
-struct Rows {
-    factors: Vec<Factors>,
-    codes: Vec<i8>,
-}
-
-fn rows(rows: u32, dim: u32) -> Rows {
-    let stride = quant::stride(dim as usize);
+/// A bucket of so many rows, and spilled ones, with some numbers for codes.
+fn encoded(rows: u32, spilled: u32, dim: u32) -> EncodedBucket {
+    let shape = RowShape::new(Metric::L2, dim).unwrap();
+    let stride = shape.stride;
     let factor = |i| Factors { scale: i as f32, norm: -2.0 * i as f32, error: 0.5 };
     let code = |i: usize| if i % stride < dim as usize { (i * 37 + 11) as i8 } else { 0 };
     let codes = (0..rows as usize * stride).map(code).collect();
-    Rows { factors: (0..rows).map(factor).collect(), codes }
+    let blocks = if shape.padded == 0 { 0 } else { (rows + spilled).div_ceil(32) as usize };
+    let column = |part: usize| (0..blocks * 32).map(|i| (i * 3 + part) as f32).collect();
+    EncodedBucket {
+        signs: (0..blocks * shape.padded * 4).map(|i| (i * 31 + 5) as u8).collect(),
+        columns: [column(0), column(1), column(2)],
+        spilled: (0..spilled).map(|i| SpilledRow { entry: i, place: i * 7 }).collect(),
+        factors: (0..rows).map(factor).collect(),
+        codes,
+    }
+}
+
+/// Rows spilled into a bucket of so many.
+fn spilled(rows: u32, dim: u32) -> u32 {
+    if dim < 64 {
+        0
+    } else {
+        rows % 41 * 5 % 41
+    }
 }
 
 fn name() -> ArenaName {
@@ -32,20 +46,21 @@ fn identity(dim: u32, shapes: &[(u32, u32)]) -> Identity {
         dim,
         metric: Metric::L2,
         rows: shapes.iter().map(|s| u64::from(s.1)).sum(),
-        buckets: shapes.len() as u32,
+        buckets: shapes.iter().filter(|(_, rows)| *rows > 0).count() as u32,
     }
 }
 
 fn layout(dim: u32, shapes: &[(u32, u32)]) -> Result<Layout, ArenaError> {
-    let buckets: Vec<_> =
-        shapes.iter().map(|&(bucket, rows)| BucketShape { bucket, rows }).collect();
+    let buckets: Vec<_> = shapes
+        .iter()
+        .map(|&(bucket, rows)| BucketShape { bucket, rows, spilled: spilled(rows, dim) })
+        .collect();
     Layout::new(identity(dim, shapes), &buckets)
 }
 
 fn fill(mut writer: Writer, dim: u32, shapes: &[(u32, u32)]) -> Arena {
     for &(_, n) in shapes {
-        let rows = rows(n, dim);
-        writer.push_bucket(&rows.factors, &rows.codes).unwrap();
+        writer.push_bucket(&encoded(n, spilled(n, dim), dim)).unwrap();
     }
     writer.finish().unwrap()
 }
@@ -60,13 +75,23 @@ fn assert_holds(arena: &Arena, dim: u32, shapes: &[(u32, u32)]) {
     for (i, &(bucket, n)) in shapes.iter().enumerate() {
         assert_eq!(arena.find(bucket), Some(i));
         arena.will_need(i);
-        let (codes, expected) = (arena.bucket(i).unwrap(), rows(n, dim));
+        let expected = encoded(n, spilled(n, dim), dim);
+        let codes = arena.bucket(i).unwrap();
         assert_eq!(codes.first_row, first_row);
         assert_eq!(codes.factors, expected.factors);
         assert_eq!(codes.codes, expected.codes);
         assert_eq!(codes.stride, quant::stride(dim as usize));
         assert_eq!(codes.factors.as_ptr() as usize % 64, 0);
         assert_eq!(codes.codes.as_ptr() as usize % 64, 0);
+        assert_eq!(codes.signs.is_some(), dim >= 64);
+        if let Some(signs) = codes.signs {
+            assert_eq!(signs.codes, expected.signs);
+            assert_eq!(signs.rows.add, expected.columns[0]);
+            assert_eq!(signs.rows.scale, expected.columns[1]);
+            assert_eq!(signs.rows.error, expected.columns[2]);
+            assert_eq!(signs.spilled, expected.spilled);
+            assert_eq!(signs.codes.as_ptr() as usize % 64, 0);
+        }
         first_row += u64::from(n);
     }
     assert!(matches!(arena.bucket(shapes.len()), Err(ArenaError::Layout(_))));
@@ -216,7 +241,7 @@ fn offsets_and_counts_are_not_believed_for_their_checksum() {
         &|_, e, _| e[1].first_row = 2,
         &|_, e, _| e[1].offset += 64,
         &|_, e, _| e[0].offset = u64::MAX - 63,
-        &|_, e, _| e[0].reserved = 1,
+        &|_, e, _| e[0].spilled = 1,
         &|_, _, f| f.length += 64,
         &|_, _, f| f.segment[0] ^= 1,
         &|_, _, f| f.magic[0] ^= 1,
@@ -225,7 +250,7 @@ fn offsets_and_counts_are_not_believed_for_their_checksum() {
         assert!(matches!(opened(change), Err(ArenaError::Damaged(_))), "change {i}");
     }
     assert!(matches!(opened(&|h, _, _| h.length += 64), Err(ArenaError::Truncated)));
-    assert!(matches!(opened(&|h, _, _| h.version = 2), Err(ArenaError::Version)));
+    assert!(matches!(opened(&|h, _, _| h.version = 3), Err(ArenaError::Version)));
 }
 
 #[test]
@@ -244,7 +269,7 @@ fn an_arena_of_something_else_is_not_used() {
         Identity { dim: 6, ..own },
         Identity { metric: Metric::L1, ..own },
         Identity { rows: 9, ..own },
-        Identity { buckets: 2, ..own },
+        Identity { buckets: 3, ..own },
     ] {
         let opened = Arena::open(dir.path(), &name(), &other);
         assert!(matches!(opened, Err(ArenaError::OtherSegment)), "{other:?}");
@@ -269,26 +294,27 @@ fn an_unfinished_writer_leaves_nothing() {
         assert!(path.exists());
     }
     drop(other);
-    let first = rows(3, dim);
-    writer.push_bucket(&first.factors, &first.codes).unwrap();
+    let first = encoded(3, 0, dim);
+    writer.push_bucket(&first).unwrap();
     drop(writer);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
     let mut writer = new();
-    assert!(matches!(
-        writer.push_bucket(&first.factors[..2], &first.codes),
-        Err(ArenaError::Layout(_))
-    ));
-    assert!(matches!(
-        writer.push_bucket(&first.factors, &first.codes[1..]),
-        Err(ArenaError::Layout(_))
-    ));
-    writer.push_bucket(&first.factors, &first.codes).unwrap();
+    let mut short = first.clone();
+    short.factors.pop();
+    assert!(matches!(writer.push_bucket(&short), Err(ArenaError::Layout(_))));
+    let mut short = first.clone();
+    short.codes.pop();
+    assert!(matches!(writer.push_bucket(&short), Err(ArenaError::Layout(_))));
+    let mut more = first.clone();
+    more.spilled.push(SpilledRow { entry: 0, place: 0 });
+    assert!(matches!(writer.push_bucket(&more), Err(ArenaError::Layout(_))));
+    writer.push_bucket(&first).unwrap();
     assert!(matches!(writer.finish(), Err(ArenaError::Layout(_))));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 
     let mut memory = Writer::in_memory(layout(1, &[]).unwrap()).unwrap();
-    assert!(matches!(memory.push_bucket(&[], &[]), Err(ArenaError::Layout(_))));
+    assert!(matches!(memory.push_bucket(&EncodedBucket::default()), Err(ArenaError::Layout(_))));
 }
 
 #[test]
@@ -312,7 +338,7 @@ fn a_mapping_outlives_its_file() {
 fn layouts_are_checked() {
     let bad = |identity: Identity, shapes: &[(u32, u32)]| {
         let shapes: Vec<_> =
-            shapes.iter().map(|&(bucket, rows)| BucketShape { bucket, rows }).collect();
+            shapes.iter().map(|&(bucket, rows)| BucketShape { bucket, rows, spilled: 0 }).collect();
         assert!(matches!(Layout::new(identity, &shapes), Err(ArenaError::Layout(_))));
     };
     for shapes in [[(1, 1), (1, 1)], [(2, 1), (1, 1)]] {
@@ -325,6 +351,10 @@ fn layouts_are_checked() {
     bad(Identity { dim: 0, ..own }, &shapes);
     bad(Identity { dim: quant::MAX_DIM as u32 + 1, ..own }, &shapes);
     bad(identity(u32::MAX, &shapes), &shapes);
+    let spilled = [BucketShape { bucket: 1, rows: 1, spilled: 1 }];
+    let refused = Layout::new(identity(63, &[(1, 1)]), &spilled);
+    assert!(matches!(refused, Err(ArenaError::Layout(_))), "no sign codes, nothing to spill");
+    assert!(Layout::new(identity(64, &[(1, 1)]), &spilled).is_ok());
     let huge: Vec<(u32, u32)> = (0..40_000).map(|i| (i, u32::MAX)).collect();
     bad(identity(quant::MAX_DIM as u32, &huge), &huge);
     // As large as it gets, and nothing of it is allocated.

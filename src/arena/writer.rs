@@ -10,8 +10,7 @@ use memmap2::MmapMut;
 
 use super::directory::Temporary;
 use super::format::{block, Footer, ALIGN};
-use super::{Arena, ArenaError, ArenaName, Layout};
-use crate::quant::Factors;
+use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
 
 const BUFFER_BYTES: usize = 1 << 20;
 const ZEROES: [u8; ALIGN as usize] = [0; ALIGN as usize];
@@ -74,35 +73,52 @@ impl Writer {
 
     /// Bytes from one row's codes to the next.
     pub fn stride(&self) -> usize {
-        self.layout.stride
+        self.layout.shape.stride
     }
 
-    /// Writes the next bucket of the layout: the factors of its rows, and their codes at the
-    /// layout's stride.
+    /// Writes the next bucket of the layout.
     ///
     /// # Errors
     /// [`ArenaError::Layout`] when the bucket has another number of rows or there is none left,
     /// [`ArenaError::Io`] when writing fails; the writer is of no use then.
-    pub fn push_bucket(&mut self, factors: &[Factors], codes: &[i8]) -> Result<(), ArenaError> {
+    pub fn push_bucket(&mut self, bucket: &EncodedBucket) -> Result<(), ArenaError> {
         let Some(entry) = self.layout.entries.get_mut(self.next) else {
             return Err(ArenaError::Layout("more buckets than announced"));
         };
-        let block = block(entry.rows, self.layout.stride);
-        if factors.len() as u64 != u64::from(entry.rows)
-            || codes.len() as u64 != block.end - block.codes
-        {
+        let block = block(entry.rows, entry.spilled, self.layout.shape);
+        let [add, scale, error] = &bucket.columns;
+        let column = (block.spilled - block.columns) / 3;
+        // Each part with the length it has to have and the zeroes behind it.
+        let parts: [(&[u8], u64, u64); 7] = [
+            (&bucket.signs, block.columns, 0),
+            (bytemuck::cast_slice(add), column, 0),
+            (bytemuck::cast_slice(scale), column, 0),
+            (bytemuck::cast_slice(error), column, 0),
+            (
+                bytemuck::cast_slice(&bucket.spilled),
+                block.spilled_end - block.spilled,
+                block.factors - block.spilled_end,
+            ),
+            (
+                bytemuck::cast_slice(&bucket.factors),
+                block.factors_end - block.factors,
+                block.codes - block.factors_end,
+            ),
+            (
+                bytemuck::cast_slice(&bucket.codes),
+                block.end - block.codes,
+                block.length - block.end,
+            ),
+        ];
+        if parts.iter().any(|(bytes, length, _)| bytes.len() as u64 != *length) {
             return Err(ArenaError::Layout("rows of a bucket"));
         }
         let mut crc = Hasher::new();
-        let parts = [
-            bytemuck::cast_slice(factors),
-            ZEROES.split_at((block.codes - block.factors) as usize).0,
-            bytemuck::cast_slice(codes),
-            ZEROES.split_at((block.length - block.end) as usize).0,
-        ];
-        for part in parts {
-            crc.update(part);
-            self.sink.write(part)?;
+        for (bytes, _, zeroes) in parts {
+            for bytes in [bytes, ZEROES.split_at(zeroes as usize).0] {
+                crc.update(bytes);
+                self.sink.write(bytes)?;
+            }
         }
         entry.crc = crc.finalize();
         self.next += 1;

@@ -13,7 +13,7 @@ mod router;
 mod spill;
 mod two_level;
 
-pub use router::Router;
+pub use router::{product_reach, Router};
 pub use spill::NO_BUCKET;
 
 /// The caller's stop flag went up before the work was done.

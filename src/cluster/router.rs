@@ -15,6 +15,12 @@ use crate::simd::kernels;
 /// direction; three of them take the fewest rows to a recall on word vectors and image descriptors.
 const PRODUCT_REACH: f32 = 3.0;
 
+/// The factor of a bucket's radius by which its best row is taken to exceed the product of a query,
+/// in `dim` dimensions, and the centroid.
+pub fn product_reach(query: &[f32], dim: usize) -> f32 {
+    PRODUCT_REACH * (kernels().inner_product)(query, query).sqrt() / (dim as f32).sqrt()
+}
+
 /// Centroids of buckets, and how far the rows of each scatter.
 pub struct Router {
     metric: Metric,
@@ -134,8 +140,7 @@ impl Router {
             Metric::L1 => out.extend(centroids.map(|c| (k.l1)(query, c))),
             Metric::Cosine => out.extend(centroids.map(|c| -(k.inner_product)(query, c))),
             Metric::InnerProduct => {
-                let length = (k.inner_product)(query, query).sqrt();
-                let reach = PRODUCT_REACH * length / (self.dim as f32).sqrt();
+                let reach = product_reach(query, self.dim);
                 let scored = centroids.zip(&self.radii);
                 out.extend(
                     scored.map(|(c, radius)| -((k.inner_product)(query, c) + reach * radius)),

@@ -3,7 +3,6 @@
 use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
-use super::router;
 use super::rows::RowStore;
 use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
@@ -51,7 +50,7 @@ pub fn build(index: Index, mut store: RowStore) -> Read<()> {
         crew: &Crew::new(),
         progress: Progress::Build,
     };
-    let (router, segment) = builder.train_and_build(&mut store, &mut space);
+    let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
     commit(index, &job, Manifest { router: Some(router), segments: vec![segment] }, None, space)
 }
 
@@ -116,11 +115,10 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
     if store.len() > 0 {
         match old_router {
             Some(stored) if !retrain => {
-                let router = router::load(index, metric, dims, &stored)?;
-                kept.push(builder.build(&router, &mut store, buckets, &mut space));
+                kept.push(builder.build(&stored, &mut store, buckets, &mut space)?);
             }
             stored => {
-                let (router, segment) = builder.train_and_build(&mut store, &mut space);
+                let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
                 new_router = Some(router);
                 kept.push(segment);
                 let outdated = stored.into_iter().flat_map(|stored| stored.column.extents);

@@ -3,12 +3,13 @@
 //! One job at a time holds the index's [`JobLock`]; each ends in one flip of the metapage. What
 //! it computes runs on a [`Crew`] of threads that know nothing of PostgreSQL.
 
+mod arena_builder;
 mod crew;
 mod flush;
 mod lock;
 mod progress;
-mod rebuild;
 mod router;
+mod routing;
 mod rows;
 mod segment_builder;
 mod sweep;
@@ -16,11 +17,13 @@ mod temp_file;
 mod transaction;
 mod vacuum;
 
+pub use arena_builder::ArenaBuilder;
+pub use crew::Crew;
 pub use flush::{build, flush, job_memory};
 pub use lock::JobLock;
 pub use progress::{phase_name, Phase, Progress};
-pub use rebuild::rebuild_arena;
 pub use router::load as load_router;
+pub use routing::open_or_make as open_routing;
 pub use rows::RowStore;
 pub use sweep::{arena_place, sweep, sweep_database, sweep_if_idle};
 pub use transaction::{remove_arenas_at_abort, watch_drops};

@@ -35,13 +35,10 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
     let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
     let queries = (TRIAL_WORK / (store.len() * dims).max(1))
         .clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES)
-        .min(sample.len() / dims);
+        .min(sample.len() / dims / 8);
     // One bucket needs no trial: it is looked at whole.
     let queries = if wanted == 1 { 0 } else { queries };
-    let step = sample.len() / dims / queries.max(1);
-    let queries =
-        (0..queries).flat_map(|nth| &sample[nth * step * dims..(nth * step + 1) * dims]).copied();
-    let trial = Trial::new(metric, dims, queries.collect());
+    let trial = Trial::new(metric, dims, take_apart(&mut sample, dims, queries));
     let clusters = wanted.min(sample.len() / dims / FEWEST_SAMPLES_PER_BUCKET).max(1);
     let params = kmeans::Params {
         clusters,
@@ -57,6 +54,26 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
     });
     // A stopped job has already ended the statement.
     (centroids.unwrap_or_else(|Stopped| vec![0.0; dims]), trial)
+}
+
+/// Takes `count` rows out of a sample, evenly: what a router is tried with is not what it was
+/// trained on.
+fn take_apart(sample: &mut Vec<f32>, dims: usize, count: usize) -> Vec<f32> {
+    let rows = sample.len() / dims;
+    let step = rows / count.max(1);
+    let mut taken = Vec::with_capacity(count * dims);
+    let mut kept = 0;
+    for row in 0..rows {
+        let span = row * dims..(row + 1) * dims;
+        if count > 0 && row % step == 0 && taken.len() < count * dims {
+            taken.extend_from_slice(&sample[span]);
+        } else {
+            sample.copy_within(span, kept * dims);
+            kept += 1;
+        }
+    }
+    sample.truncate(kept * dims);
+    taken
 }
 
 /// How many buckets so many rows are to have.

@@ -1,20 +1,21 @@
 //! Rows to a segment: assign to buckets, sort by them, write pages and arena.
 
+use super::arena_builder::{ArenaBuilder, RowsInMemory};
 use super::crew::Crew;
 use super::progress::{Phase, Progress};
 use super::router::{self, normalize_rows};
+use super::routing;
 use super::rows::RowStore;
-use super::sweep::arena_place;
 use super::temp_file::TempFile;
-use crate::arena::{BucketShape as ArenaBucket, Layout, Writer};
+use crate::arena::RoutingArena;
 use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
-    BucketShape, Column, ColumnWriter, Identity, Index, Kind, RouterRef, Segment, Space,
+    BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, Segment, Space,
+    VectorReader,
 };
-use crate::quant::{self, Factors};
-use crate::search::Trial;
+use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
 use rayon::prelude::*;
 use std::mem::size_of;
@@ -46,7 +47,14 @@ struct Assigned {
 
 impl SegmentBuilder<'_> {
     /// Trains a router on the rows and writes it with a segment of all of them.
-    pub fn train_and_build(&self, store: &mut RowStore, space: &mut Space) -> (RouterRef, Segment) {
+    ///
+    /// # Errors
+    /// What reading back pages gave.
+    pub fn train_and_build(
+        &self,
+        store: &mut RowStore,
+        space: &mut Space,
+    ) -> Read<(RouterRef, Segment)> {
         self.progress.begin(Phase::Train, store.len() as u64);
         let (centroids, mut trial) = router::train(self.crew, self.metric, self.dims, store);
         let count = centroids.len() / self.dims;
@@ -57,27 +65,35 @@ impl SegmentBuilder<'_> {
             Router::new(self.metric, self.dims, untried.centroids().to_vec(), assigned.radii);
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
-        let calibration = self.crew.run(|_| trial.finish(&router, &assigned.buckets));
+        let calibration = self.crew.run(|stop| trial.finish(&router, &assigned.buckets, stop));
         let stored = RouterRef {
             buckets: count as u32,
             trained_rows: store.len() as u64,
-            calibration,
+            // A stopped job has already ended the statement.
+            calibration: calibration.unwrap_or(Calibration::EVERYTHING),
             column: ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes),
         };
-        (stored, self.write(&router, store, &assigned.buckets, space))
+        let routing = routing::make(self.index, stored.column.id, &router);
+        let segment = self.write(&router, &routing, store, &assigned.buckets, space)?;
+        Ok((stored, segment))
     }
 
-    /// Writes a segment of rows whose buckets are known, or found with `router` where they are
-    /// [`UNASSIGNED`].
+    /// Writes a segment of rows whose buckets are known, or found with the stored router where
+    /// they are [`UNASSIGNED`].
+    ///
+    /// # Errors
+    /// What reading the router, or reading back pages gave.
     pub fn build(
         &self,
-        router: &Router,
+        stored: &RouterRef,
         store: &mut RowStore,
         buckets: Vec<u32>,
         space: &mut Space,
-    ) -> Segment {
-        let assigned = self.assign(router, store, buckets, None);
-        self.write(router, store, &assigned.buckets, space)
+    ) -> Read<Segment> {
+        let router = router::load(self.index, self.metric, self.dims, stored)?;
+        let routing = routing::open_or_make(self.index, self.metric, self.dims, stored)?;
+        let assigned = self.assign(&router, store, buckets, None);
+        self.write(&router, &routing, store, &assigned.buckets, space)
     }
 
     /// Finds the buckets that are not known, and shows `trial` the rows.
@@ -136,14 +152,15 @@ impl SegmentBuilder<'_> {
         Assigned { buckets, radii: squares.into_iter().zip(counts).map(radius).collect() }
     }
 
-    /// Writes columns and arena, bucket by bucket.
+    /// Writes columns, bucket by bucket, and the arena.
     fn write(
         &self,
         router: &Router,
+        routing: &RoutingArena,
         store: &mut RowStore,
         buckets: &[u32],
         space: &mut Space,
-    ) -> Segment {
+    ) -> Read<Segment> {
         self.progress.begin(Phase::Write, store.len() as u64);
         let mut rows_of = vec![0u32; router.len()];
         buckets.iter().for_each(|bucket| rows_of[*bucket as usize] += 1);
@@ -157,7 +174,6 @@ impl SegmentBuilder<'_> {
         let rows = store.len() as u64;
         let mut extents = |bytes: u64| space.take(Column::pages(bytes));
         let mut output = Output {
-            id: Identity::random(),
             tids: ColumnWriter::new(
                 self.index,
                 Kind::Tids,
@@ -168,53 +184,50 @@ impl SegmentBuilder<'_> {
                 Kind::Vectors,
                 extents(rows * (self.dims * size_of::<f32>()) as u64),
             ),
-            arena: None,
             written: 0,
         };
         let table: &[u8] = bytemuck::cast_slice(&shapes);
         let table =
             ColumnWriter::write_all(self.index, Kind::Buckets, extents(table.len() as u64), table);
-        output.arena = self.create_arena(output.id, rows, &shapes);
 
-        match store.in_memory() {
-            Some(vectors) => {
-                let order = sorted_by_bucket(buckets, &rows_of);
+        let order = store.in_memory().is_some().then(|| sorted_by_bucket(buckets, &rows_of));
+        match (store.in_memory(), &order) {
+            (Some(vectors), Some(order)) => {
                 let (tids, dims) = (store.tids(), self.dims);
                 let row = |nth: usize| {
                     let nth = order[nth] as usize;
                     (tids[nth], &vectors[nth * dims..(nth + 1) * dims])
                 };
-                self.write_rows(router, &shapes, row, &mut output);
+                self.write_rows(&shapes, row, &mut output);
             }
-            None => self.write_spilled(router, store, buckets, &rows_of, &mut output),
+            _ => self.write_spilled(store, buckets, &rows_of, &mut output),
         }
-        if let Some(Err(error)) = output.arena.map(Writer::finish) {
-            report_unwritten(self.index, &error);
-        }
-        Segment {
-            id: output.id,
+        let segment = Segment {
+            id: Identity::random(),
             rows,
             live: rows,
             tids: output.tids.finish(),
             vectors: output.vectors.finish(),
             buckets: table,
+        };
+        let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
+        let arena = ArenaBuilder { index, metric, dims, crew, router, routing };
+        match (store.in_memory(), &order) {
+            (Some(vectors), Some(order)) => {
+                arena.write(segment.id, &shapes, &mut RowsInMemory { dims, vectors, order })?;
+            }
+            _ => {
+                let mut pages = VectorReader::new(index, &segment, dims)?;
+                arena.write(segment.id, &shapes, &mut pages)?;
+            }
         }
-    }
-
-    fn create_arena(&self, id: Identity, rows: u64, shapes: &[BucketShape]) -> Option<Writer> {
-        let (directory, name) = arena_place(self.index, id);
-        let layout = arena_layout(id, self.dims, self.metric, rows, shapes);
-        layout
-            .and_then(|layout| Writer::create(&directory, &name, layout))
-            .inspect_err(|error| report_unwritten(self.index, error))
-            .ok()
+        Ok(segment)
     }
 
     /// Sorts rows that do not fit in memory through one temporary file for each run of buckets
     /// that does.
     fn write_spilled(
         &self,
-        router: &Router,
         store: &mut RowStore,
         buckets: &[u32],
         rows_of: &[u32],
@@ -263,33 +276,20 @@ impl SegmentBuilder<'_> {
                 );
                 (tid, bytemuck::cast_slice(&record[3..]))
             };
-            self.write_rows(router, &shapes, row, output);
+            self.write_rows(&shapes, row, output);
         }
     }
 
     /// Writes the rows of successive buckets; `row` gives them in the order of the buckets.
     fn write_rows<'r>(
         &self,
-        router: &Router,
         shapes: &[BucketShape],
-        row: impl Fn(usize) -> (Tid, &'r [f32]) + Sync,
+        row: impl Fn(usize) -> (Tid, &'r [f32]),
         output: &mut Output,
     ) {
         let mut first = 0;
-        for group in groups(self.dims, shapes) {
-            let rows: usize = group.iter().map(|shape| shape.rows as usize).sum();
-            let (metric, dims) = (self.metric, self.dims);
-            let coded = output.arena.is_some().then(|| {
-                self.crew.run(|_| encode_buckets(metric, dims, router, group, first, &row))
-            });
-            if let (Some(coded), Some(arena)) = (coded, &mut output.arena) {
-                let written =
-                    coded.iter().try_for_each(|(factors, codes)| arena.push_bucket(factors, codes));
-                if let Err(error) = written {
-                    report_unwritten(self.index, &error);
-                    output.arena = None;
-                }
-            }
+        for shape in shapes {
+            let rows = shape.rows as usize;
             for nth in first..first + rows {
                 let (tid, vector) = row(nth);
                 output.tids.push(bytemuck::bytes_of(&tid));
@@ -303,97 +303,11 @@ impl SegmentBuilder<'_> {
     }
 }
 
-/// Vectors encoded at a time.
-const GROUP_BYTES: usize = 8 << 20;
-
-/// Successive buckets, in groups of about [`GROUP_BYTES`] of vectors and at least one bucket.
-pub fn groups(dims: usize, shapes: &[BucketShape]) -> impl Iterator<Item = &[BucketShape]> {
-    let most = GROUP_BYTES / (dims * size_of::<f32>());
-    let mut rows = 0;
-    shapes.chunk_by(move |shape, _| {
-        rows += shape.rows as usize;
-        let full = rows >= most;
-        rows = if full { 0 } else { rows };
-        !full
-    })
-}
-
 /// What a segment is written to.
 struct Output {
-    id: Identity,
     tids: ColumnWriter,
     vectors: ColumnWriter,
-    /// None once it could not be written: pages are the truth.
-    arena: Option<Writer>,
     written: u64,
-}
-
-/// The shape of the arena of a segment.
-pub fn arena_layout(
-    id: Identity,
-    dims: usize,
-    metric: Metric,
-    rows: u64,
-    shapes: &[BucketShape],
-) -> Result<Layout, crate::arena::ArenaError> {
-    let identity = crate::arena::Identity {
-        segment: id.as_u128(),
-        dim: dims as u32,
-        metric,
-        rows,
-        buckets: shapes.len() as u32,
-    };
-    let shapes: Vec<ArenaBucket> =
-        shapes.iter().map(|shape| ArenaBucket { bucket: shape.bucket, rows: shape.rows }).collect();
-    Layout::new(identity, &shapes)
-}
-
-/// Encodes the rows of successive buckets, the first of which begin at `first`.
-pub fn encode_buckets<'r>(
-    metric: Metric,
-    dims: usize,
-    router: &Router,
-    shapes: &[BucketShape],
-    first: usize,
-    row: &(impl Fn(usize) -> (Tid, &'r [f32]) + Sync),
-) -> Vec<(Vec<Factors>, Vec<i8>)> {
-    let starts: Vec<usize> = shapes
-        .iter()
-        .scan(first, |next, shape| {
-            let start = *next;
-            *next += shape.rows as usize;
-            Some(start)
-        })
-        .collect();
-    let stride = quant::stride(dims);
-    shapes
-        .par_iter()
-        .zip(starts)
-        .map(|(shape, start)| {
-            let rows = shape.rows as usize;
-            let centroid = router.centroid(shape.bucket as usize);
-            let mut codes = vec![0i8; rows * stride];
-            let mut scratch = Vec::new();
-            let factors = codes
-                .chunks_exact_mut(stride)
-                .zip(start..)
-                .map(|(codes, nth)| {
-                    quant::encode(metric, row(nth).1, centroid, 0.0, &mut scratch, codes)
-                })
-                .collect();
-            (factors, codes)
-        })
-        .collect()
-}
-
-/// Tells the log that a segment goes without its arena.
-pub fn report_unwritten(index: Index, error: &crate::arena::ArenaError) {
-    pgrx::ereport!(
-        LOG,
-        pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
-        format!("could not write an arena of index \"{}\": {error}", index.name()),
-        "Searches use memory or pages instead until it can be written."
-    );
 }
 
 /// The numbers of the rows in the order of their buckets (a counting sort).

@@ -22,15 +22,16 @@ pub fn arena_place(index: Index, segment: Identity) -> (PathBuf, ArenaName) {
     (directory, name)
 }
 
-/// Removes, next to the relation's file, arenas of segments that `manifest` no longer has, arenas
+/// Removes, next to the relation's file, arenas of segments and routers that `manifest` no longer has, arenas
 /// of relations that are gone, and what interrupted writers left.
 ///
 /// Unlinking is always safe: whoever has an arena mapped keeps it. The caller holds the job lock,
 /// so none of this index's arenas is in the making.
 pub fn sweep(index: Index, manifest: &Manifest) {
     let (directory, own) = arena_place(index, Identity::NONE);
-    let live: HashSet<u128> =
-        manifest.segments.iter().map(|segment| segment.id.as_u128()).collect();
+    let segments = manifest.segments.iter().map(|segment| segment.id);
+    let router = manifest.router.iter().map(|router| router.column.id);
+    let live: HashSet<u128> = segments.chain(router).map(|id| id.as_u128()).collect();
     let Ok(listed) = arena::list(&directory) else { return };
     for entry in listed {
         match entry {

@@ -14,7 +14,7 @@ use crate::simd::kernels;
 const ROUNDS: usize = 3;
 
 /// Rounds when no Hadamard matrix is over all components.
-const ROUNDS_IN_PARTS: usize = 6;
+const ROUNDS_IN_PARTS: usize = 4;
 
 /// Half a unit in the last place of f32, relative, with room for terms of second order.
 const ROUND: f64 = 1.01 / (1u64 << 24) as f64;
@@ -39,8 +39,9 @@ impl Rotation {
         }
         let padded = dim.next_multiple_of(sign::DIM_MULTIPLE);
         let mut state = dim as u64;
+        let rounds = if padded.is_power_of_two() { ROUNDS } else { ROUNDS_IN_PARTS };
         let signs =
-            (0..ROUNDS * padded).map(|_| if split_mix(&mut state) >> 63 == 0 { 1.0 } else { -1.0 });
+            (0..rounds * padded).map(|_| if split_mix(&mut state) >> 63 == 0 { 1.0 } else { -1.0 });
         Rotation { dim, padded, signs: signs.collect() }
     }
 

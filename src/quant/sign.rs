@@ -187,7 +187,7 @@ mod tests {
         let centre: Vec<f32> = (0..dim).map(|_| rng.random_range(-2.0..2.0)).collect();
         let mut draw = |spread: f32| -> Vec<f32> {
             // Few components carry most of the residual, as in real data before it is rotated.
-            let heavy = |i: usize| if i % 16 == 0 { spread } else { spread / 8.0 };
+            let heavy = |i: usize| if i.is_multiple_of(16) { spread } else { spread / 8.0 };
             (0..dim).map(|i| centre[i] + rng.random_range(-1.0..1.0) * heavy(i)).collect()
         };
         let rows: Vec<Vec<f32>> = (0..10 * SIGN_BLOCK).map(|_| draw(1.0)).collect();

@@ -4,9 +4,9 @@
 //! had to be probed, in probe order, until the neighbour's came up. The share of neighbours found
 //! within a number of buckets is the recall of probing as many.
 
-use crate::cluster::{Router, Stopped};
+use crate::cluster::{Router, Stopped, NO_BUCKET};
 use crate::metric::Metric;
-use crate::quant;
+use crate::quant::{self, sign};
 use crate::search::probe::ProbeOrder;
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,8 +17,8 @@ pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
 /// Neighbours looked for, for each query.
 const NEIGHBOURS: usize = 10;
 
-/// Queries are rows the router was trained on; others fall less well into its buckets.
-const MARGIN: f64 = 1.5;
+/// Queries are rows of the table; those that users ask with fall less well into its buckets.
+const MARGIN: f64 = 1.2;
 
 /// For each of [`RECALLS`], the share of all buckets to probe. Ascending, within 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -58,14 +58,22 @@ pub struct Trial {
     metric: Metric,
     dims: usize,
     queries: Vec<f32>,
-    /// For each query its nearest rows so far, nearest first: rank and number.
-    nearest: Vec<Vec<(f64, usize)>>,
+    /// For each query its nearest rows so far, nearest first.
+    nearest: Vec<Vec<Neighbour>>,
+}
+
+/// A row near to a query.
+struct Neighbour {
+    rank: f64,
+    /// Its number.
+    row: usize,
+    vector: Vec<f32>,
 }
 
 impl Trial {
     /// A trial with these queries, row-major.
     pub fn new(metric: Metric, dims: usize, queries: Vec<f32>) -> Trial {
-        let nearest = vec![Vec::with_capacity(NEIGHBOURS + 1); queries.len() / dims];
+        let nearest = (0..queries.len() / dims).map(|_| Vec::new()).collect();
         Trial { metric, dims, queries, nearest }
     }
 
@@ -89,14 +97,14 @@ impl Trial {
             for (vector, row) in vectors.chunks_exact(dims).zip(first..) {
                 let rank = metric.rank(query, vector);
                 let full = nearest.len() == NEIGHBOURS;
-                if full && nearest.last().is_some_and(|(worst, _)| rank >= *worst) {
+                if full && nearest.last().is_some_and(|worst| rank >= worst.rank) {
                     continue;
                 }
                 if rank.is_nan() || vector == query {
                     continue;
                 }
-                let place = nearest.partition_point(|(better, _)| *better <= rank);
-                nearest.insert(place, (rank, row));
+                let place = nearest.partition_point(|better| better.rank <= rank);
+                nearest.insert(place, Neighbour { rank, row, vector: vector.to_vec() });
                 nearest.truncate(NEIGHBOURS);
             }
             Ok(())
@@ -104,28 +112,60 @@ impl Trial {
     }
 
     /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row.
-    pub fn finish(self, router: &Router, buckets: &[u32]) -> Calibration {
-        let mut looked_at: Vec<u64> = self
+    ///
+    /// # Errors
+    /// [`Stopped`] when `stop` was set.
+    pub fn finish(
+        self,
+        router: &Router,
+        buckets: &[u32],
+        stop: &AtomicBool,
+    ) -> Result<Calibration, Stopped> {
+        let (metric, dims) = (self.metric, self.dims);
+        let spills = sign::are_used(metric, dims);
+        let looked_at: Result<Vec<Vec<u64>>, Stopped> = self
             .queries
-            .par_chunks(self.dims)
+            .par_chunks(dims)
             .zip(&self.nearest)
-            .flat_map_iter(|(query, nearest)| {
-                let wanted = nearest.iter().map(|(_, row)| buckets[*row]).collect();
-                probes_until(self.metric, router, query, wanted)
+            .map(|(query, nearest)| {
+                let first: Vec<u32> = nearest.iter().map(|near| buckets[near.row]).collect();
+                let mut second = vec![NO_BUCKET; first.len()];
+                if spills {
+                    let mut rows = Vec::with_capacity(first.len() * dims);
+                    for near in nearest {
+                        rows.extend_from_slice(&near.vector);
+                    }
+                    if metric == Metric::Cosine {
+                        let copy = rows.clone();
+                        for (row, unit) in copy.chunks_exact(dims).zip(rows.chunks_exact_mut(dims))
+                        {
+                            quant::normalize(row, unit);
+                        }
+                    }
+                    router.spill(&rows, &first, &mut second, stop)?;
+                }
+                let wanted = first.into_iter().zip(second).collect();
+                Ok(probes_until(metric, router, query, wanted))
             })
             .collect();
+        let mut looked_at: Vec<u64> = looked_at?.into_iter().flatten().collect();
         looked_at.sort_unstable();
         let total = router.len().max(1) as f64;
-        Calibration(RECALLS.map(|recall| {
+        Ok(Calibration(RECALLS.map(|recall| {
             let rank = (looked_at.len() as f64 * recall).ceil() as usize;
             let probes = looked_at.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
             (probes as f64 * MARGIN / total).min(1.0) as f32
-        }))
+        })))
     }
 }
 
-/// For each of the `wanted` buckets, how many have been probed when it has.
-fn probes_until(metric: Metric, router: &Router, query: &[f32], mut wanted: Vec<u32>) -> Vec<u64> {
+/// For each of the `wanted` pairs of buckets, how many have been probed when one of them has.
+fn probes_until(
+    metric: Metric,
+    router: &Router,
+    query: &[f32],
+    mut wanted: Vec<(u32, u32)>,
+) -> Vec<u64> {
     let mut routed = query.to_vec();
     if metric == Metric::Cosine {
         quant::normalize(query, &mut routed);
@@ -134,10 +174,11 @@ fn probes_until(metric: Metric, router: &Router, query: &[f32], mut wanted: Vec<
     router.scores(&routed, &mut scores);
     let mut looked_at = 0;
     let mut found = Vec::with_capacity(wanted.len());
-    for bucket in ProbeOrder::new(&scores) {
+    let mut order = ProbeOrder::new(scores);
+    while let Some(bucket) = order.next(None) {
         looked_at += 1;
         let before = wanted.len();
-        wanted.retain(|wanted| *wanted != bucket);
+        wanted.retain(|(first, second)| *first != bucket && *second != bucket);
         found.extend(std::iter::repeat_n(looked_at, before - wanted.len()));
         if wanted.is_empty() {
             break;
@@ -181,7 +222,7 @@ mod tests {
         let mut trial = Trial::new(Metric::L2, 2, rows[..200].to_vec());
         trial.observe(0, &rows[..4000], &AtomicBool::new(false)).unwrap();
         trial.observe(2000, &rows[4000..], &AtomicBool::new(false)).unwrap();
-        let shares = trial.finish(&router, &buckets).shares();
+        let shares = trial.finish(&router, &buckets, &AtomicBool::new(false)).unwrap().shares();
         assert!(shares.iter().all(|share| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6));
     }
 
@@ -189,6 +230,9 @@ mod tests {
     fn without_queries_everything_is_looked_at() {
         let router = Router::new(Metric::L2, 2, vec![0.0; 2], vec![0.0]);
         let trial = Trial::new(Metric::L2, 2, Vec::new());
-        assert_eq!(trial.finish(&router, &[0; 100]), Calibration::EVERYTHING);
+        assert_eq!(
+            trial.finish(&router, &[0; 100], &AtomicBool::new(false)),
+            Ok(Calibration::EVERYTHING)
+        );
     }
 }

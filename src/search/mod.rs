@@ -1,11 +1,13 @@
 //! Two-stage search over segments, wherever their rows are.
 //!
 //! 1. The router orders the buckets ([`probe`]).
-//! 2. Stage 1 estimates the rank of every row of the probed buckets from its int8 code, with a
-//!    lower bound ([`crate::quant`]).
+//! 2. Stage 1 bounds the rank of every row of the probed buckets from its sign code, and that of
+//!    the few which then look near from their int8 code ([`shortlist`], [`crate::quant`]).
 //! 3. Stage 2 reads the vectors of those rows whose lower bound is below the best exact rank that
 //!    has not been delivered yet ([`frontier`]), and [`Search::next`] delivers a row as soon as no
 //!    bound left is below its rank.
+//!
+//! An exact search bounds every row from its int8 code: those bounds are certain.
 //!
 //! Nothing needs to know how many rows will be asked for: each further row costs the few vectors
 //! whose bounds it passes, and the set of probed buckets widens ahead of what has been delivered.
@@ -14,7 +16,9 @@ mod calibration;
 mod frontier;
 mod probe;
 mod query;
+mod select;
+mod shortlist;
 
 pub use calibration::{Calibration, Trial, RECALLS};
 pub use probe::Effort;
-pub use query::{Bucket, Hit, Order, Params, Rows, Search, Source};
+pub use query::{Bucket, Coded, Hit, Order, Params, Rows, Search, Source};

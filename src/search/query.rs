@@ -2,27 +2,38 @@
 
 use super::frontier::{Candidate, Frontier};
 use super::probe::{Effort, ProbeOrder, FEWEST_ROWS};
-use crate::cluster::Router;
+use super::shortlist::{Estimated, Shortlist};
+use crate::arena::{RoutingArena, SignCodes};
 use crate::metric::Metric;
-use crate::quant::{self, BucketQuery, Estimate, Factors};
+use crate::quant::{self, sign, BucketQuery, Estimate, Factors};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
+
+/// The codes of a bucket's rows.
+#[derive(Clone, Copy, Debug)]
+pub struct Coded<'a> {
+    /// Number of the bucket.
+    pub bucket: u32,
+    /// Its place in the segment's table.
+    pub entry: u32,
+    /// The segment's row that the first code belongs to.
+    pub first_row: u64,
+    /// One a row.
+    pub factors: &'a [Factors],
+    /// `stride` bytes a row.
+    pub codes: &'a [i8],
+    /// Bytes from one row's code to the next one's.
+    pub stride: usize,
+    /// Sign codes, if there are any.
+    pub signs: Option<SignCodes<'a>>,
+}
 
 /// What a segment knows of one bucket's rows.
 pub enum Bucket<'a> {
     /// It has none.
     Empty,
-    /// Codes of its rows, which stand from `first_row` on.
-    Coded {
-        /// The segment's row that the first code belongs to.
-        first_row: u64,
-        /// One a row.
-        factors: &'a [Factors],
-        /// `stride` bytes a row.
-        codes: &'a [i8],
-        /// Bytes from one row's code to the next one's.
-        stride: usize,
-    },
+    /// Their codes.
+    Coded(Coded<'a>),
     /// The codes are not to be had: all rows are read.
     Uncoded {
         /// The first of them.
@@ -41,7 +52,10 @@ pub trait Rows {
     fn segments(&self) -> u32;
 
     /// What `segment` has in `bucket`.
-    fn bucket(&mut self, segment: u32, bucket: u32) -> Bucket<'_>;
+    fn bucket(&self, segment: u32, bucket: u32) -> Bucket<'_>;
+
+    /// What `segment` has in the bucket at this place of its table.
+    fn entry(&self, segment: u32, entry: u32) -> Bucket<'_>;
 
     /// Hands `with` the vector of `row` of `segment`.
     fn vector<T>(
@@ -72,6 +86,8 @@ pub struct Params {
     pub order: Order,
     /// Rows after which the search no longer widens.
     pub max_rows: u64,
+    /// How many rows are likely to be wanted; a guess costs time where it is wrong, no more.
+    pub expected: usize,
 }
 
 /// Where a row was found.
@@ -102,11 +118,16 @@ pub struct Search {
     metric: Metric,
     params: Params,
     query: Vec<f32>,
+    /// The query as the codes have it: rotated, under cosine of length one.
+    rotated: Vec<f32>,
     coded: quant::Query,
     bucket: BucketQuery,
     estimates: Vec<Estimate>,
     confidence: f32,
     probes: ProbeOrder,
+    /// Rows of sign codes; none where there are none, or the search is exact.
+    shortlist: Option<Shortlist>,
+    /// Rows that `shortlist` has followed up, or whose bucket has no sign codes.
     frontier: Frontier,
     ready: BinaryHeap<Nearest>,
     late: BinaryHeap<Nearest>,
@@ -122,15 +143,30 @@ const DEVIATIONS: f32 = 3.0;
 impl Search {
     /// Starts a search for the rows nearest to `query`.
     ///
-    /// `router` is that of the segments [`Search::next`] will be given; none if there are none.
-    pub fn new(metric: Metric, query: &[f32], router: Option<&Router>, params: Params) -> Search {
+    /// `routing` is that of the segments [`Search::next`] will be given; none if there are none.
+    pub fn new(
+        metric: Metric,
+        query: &[f32],
+        routing: Option<&RoutingArena>,
+        params: Params,
+    ) -> Search {
         let mut routed = query.to_vec();
         if metric == Metric::Cosine && !quant::normalize(query, &mut routed) {
             routed.fill(0.0);
         }
-        let mut scores = Vec::new();
-        if let Some(router) = router {
-            router.scores(&routed, &mut scores);
+        let mut rotated = routed;
+        let mut rounding = 0.0;
+        let mut probes = ProbeOrder::new(Vec::new());
+        let mut shortlist = None;
+        if let Some(routing) = routing {
+            let rotation = routing.rotation();
+            let unturned = std::mem::replace(&mut rotated, vec![0.0; rotation.padded()]);
+            rotation.rotate(&unturned, &mut rotated);
+            rounding = rotation.rounding();
+            probes = ProbeOrder::routed(routing, &rotated, params.effort.buckets(0));
+            if !params.effort.is_exact() && sign::are_used(metric, query.len()) {
+                shortlist = Some(Shortlist::new(routing, &rotated, params.expected));
+            }
         }
         let confidence = if params.effort.is_exact() {
             1.0
@@ -141,11 +177,13 @@ impl Search {
             metric,
             params,
             query: query.to_vec(),
-            coded: quant::Query::new(metric, &routed, 0.0),
+            coded: quant::Query::new(metric, &rotated, rounding),
+            rotated,
             bucket: BucketQuery::default(),
             estimates: Vec::new(),
             confidence,
-            probes: ProbeOrder::new(&scores),
+            probes,
+            shortlist,
             frontier: Frontier::default(),
             ready: BinaryHeap::new(),
             late: BinaryHeap::new(),
@@ -175,7 +213,7 @@ impl Search {
     /// What reading a row gave. The search cannot go on then.
     pub fn next<R: Rows>(
         &mut self,
-        router: Option<&Router>,
+        routing: Option<&RoutingArena>,
         rows: &mut R,
     ) -> Result<Option<Hit>, R::Error> {
         let mut wanted = match self.params.order {
@@ -183,10 +221,10 @@ impl Search {
             _ => self.params.effort.buckets(self.delivered),
         };
         loop {
-            if let Some(router) = router {
-                self.probe_until(wanted, router, rows);
+            if let Some(routing) = routing {
+                self.probe_until(wanted, routing, rows);
             }
-            while let Some(hit) = self.nearest(rows)? {
+            while let Some(hit) = self.nearest(routing, rows)? {
                 let in_order =
                     sortable(hit.rank).total_cmp(&sortable(self.last_rank)) != Ordering::Less;
                 if in_order || self.params.order == Order::Relaxed {
@@ -199,8 +237,8 @@ impl Search {
             let probed = self.probed;
             if self.params.order != Order::Off {
                 wanted = (probed * 2).max(1);
-                if let Some(router) = router {
-                    self.probe_until(wanted, router, rows);
+                if let Some(routing) = routing {
+                    self.probe_until(wanted, routing, rows);
                 }
             }
             if self.probed == probed {
@@ -211,31 +249,43 @@ impl Search {
 
     /// Probes until `wanted` buckets have been, and enough rows looked at; not beyond the first
     /// ones once there are more rows than the search may go on after.
-    fn probe_until<R: Rows>(&mut self, wanted: u64, router: &Router, rows: &mut R) {
+    fn probe_until<R: Rows>(&mut self, wanted: u64, routing: &RoutingArena, rows: &R) {
         let first = self.params.effort.buckets(0);
         while self.probed < wanted || self.scanned < FEWEST_ROWS {
             if self.probed >= first && self.scanned >= self.params.max_rows {
                 return;
             }
-            let Some(bucket) = self.probes.next() else { return };
+            let Some(bucket) = self.probes.next(Some((routing, &self.rotated))) else { return };
             self.probed += 1;
-            self.coded.for_bucket(router.centroid(bucket as usize), &mut self.bucket);
+            let mut prepared = false;
             for segment in 0..rows.segments() {
                 match rows.bucket(segment, bucket) {
                     Bucket::Empty => {}
-                    Bucket::Coded { first_row, factors, codes, stride } => {
-                        self.scanned += factors.len() as u64;
-                        self.estimates.clear();
+                    Bucket::Coded(codes) => {
+                        if let (Some(shortlist), Some(signs)) = (&mut self.shortlist, codes.signs) {
+                            self.scanned += (codes.factors.len() + signs.spilled.len()) as u64;
+                            shortlist.push(segment, bucket, routing.centroid(bucket), signs);
+                            continue;
+                        }
+                        self.scanned += codes.factors.len() as u64;
+                        if !prepared {
+                            self.coded.for_bucket(routing.centroid(bucket), &mut self.bucket);
+                            prepared = true;
+                        }
                         self.bucket.estimate(
-                            factors,
-                            codes,
-                            stride,
+                            codes.factors,
+                            codes.codes,
+                            codes.stride,
                             self.confidence,
                             &mut self.estimates,
                         );
-                        self.frontier.extend().extend(self.estimates.iter().zip(first_row..).map(
-                            |(estimate, row)| Candidate { lower: estimate.lower, segment, row },
-                        ));
+                        let estimates = self.estimates.iter().zip(codes.first_row..);
+                        let candidate = |(estimate, row): (&Estimate, u64)| Candidate {
+                            lower: estimate.lower,
+                            segment,
+                            row,
+                        };
+                        self.frontier.extend().extend(estimates.map(candidate));
                     }
                     Bucket::Uncoded { first_row, rows } => {
                         self.scanned += rows;
@@ -254,12 +304,30 @@ impl Search {
     }
 
     /// The nearest row of the probed ones, once no bound is below its rank.
-    fn nearest<R: Rows>(&mut self, rows: &mut R) -> Result<Option<Hit>, R::Error> {
+    fn nearest<R: Rows>(
+        &mut self,
+        routing: Option<&RoutingArena>,
+        rows: &mut R,
+    ) -> Result<Option<Hit>, R::Error> {
         loop {
             let best = self.ready.peek().map_or(f64::INFINITY, |Nearest(hit)| hit.rank);
-            match self.frontier.lowest() {
-                // A rank that is not a number goes after every bound.
-                Some(lowest) if best.is_nan() || f64::from(lowest) <= best => {
+            let lowest = self.frontier.lowest();
+            // A rank that is not a number goes after every bound.
+            let passes = |bound: f32| best.is_nan() || f64::from(bound) <= best;
+            if let (Some(shortlist), Some(routing)) = (&mut self.shortlist, routing) {
+                let horizon = shortlist.horizon();
+                let next = lowest.is_none_or(|lowest| horizon <= lowest);
+                if horizon < f32::INFINITY && next && passes(horizon) {
+                    let found = self.frontier.extend();
+                    shortlist.follow_up(&self.coded, self.confidence, routing, rows, |row| {
+                        let Estimated { segment, row, lower } = row;
+                        found.push(Candidate { lower, segment, row });
+                    });
+                    continue;
+                }
+            }
+            match lowest {
+                Some(lowest) if passes(lowest) => {
                     let Some(Candidate { segment, row, .. }) = self.frontier.pop() else {
                         continue;
                     };

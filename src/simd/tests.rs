@@ -273,7 +273,13 @@ fn hadamard_is_its_own_inverse_but_for_the_length() {
             let mut got = values.clone();
             (k.hadamard)(&mut got);
             for (row, got) in got.iter().enumerate() {
-                let sign = |col: usize| if (row & col).count_ones() % 2 == 0 { 1.0 } else { -1.0 };
+                let sign = |col: usize| {
+                    if (row & col).count_ones().is_multiple_of(2) {
+                        1.0
+                    } else {
+                        -1.0
+                    }
+                };
                 let terms = values.iter().enumerate().map(|(col, x)| sign(col) * f64::from(*x));
                 assert_sum(*got, terms, 16.0 * n as f64, &format!("{} at {n}", k.level.name()));
             }

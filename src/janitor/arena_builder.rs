@@ -1,0 +1,235 @@
+//! A segment's arena, made from its rows: while a segment is being written, or from pages when its
+//! arena is missing.
+
+use super::crew::Crew;
+use super::router::normalize_rows;
+use super::sweep::arena_place;
+use crate::arena::{
+    encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Plan, RoutingArena, Writer,
+};
+use crate::cluster::{Router, Stopped};
+use crate::metric::Metric;
+use crate::page::{BucketShape, Identity, Index, Read, Segment, VectorReader};
+use crate::quant::sign;
+use rayon::prelude::*;
+use std::mem::size_of;
+use std::ops::Range;
+
+/// Where a segment's vectors are read from while its arena is made.
+pub trait VectorSource {
+    /// Appends the vectors of successive rows.
+    fn block(&mut self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()>;
+
+    /// Appends the vector of one row.
+    fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()>;
+}
+
+impl VectorSource for VectorReader {
+    fn block(&mut self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
+        self.rows(first, count, out)
+    }
+
+    fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()> {
+        VectorReader::row(self, row, |vector| out.extend_from_slice(vector))
+    }
+}
+
+/// Rows in memory, and the order they have in the segment.
+pub struct RowsInMemory<'r> {
+    /// Components of a row.
+    pub dims: usize,
+    /// All rows.
+    pub vectors: &'r [f32],
+    /// For each row of the segment its number among `vectors`.
+    pub order: &'r [u32],
+}
+
+impl VectorSource for RowsInMemory<'_> {
+    fn block(&mut self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
+        (first..first + count as u64).try_for_each(|row| self.row(row, out))
+    }
+
+    fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()> {
+        let at = self.order[row as usize] as usize * self.dims;
+        out.extend_from_slice(&self.vectors[at..at + self.dims]);
+        Ok(())
+    }
+}
+
+/// Vectors worked on at a time.
+const GROUP_BYTES: usize = 8 << 20;
+
+/// Makes the arena of one segment.
+pub struct ArenaBuilder<'j> {
+    /// The index it belongs to.
+    pub index: Index,
+    /// Its distance.
+    pub metric: Metric,
+    /// Components of its vectors.
+    pub dims: usize,
+    /// Threads for the arithmetic.
+    pub crew: &'j Crew,
+    /// The router its buckets are of.
+    pub router: &'j Router,
+    /// The same, as searches see it.
+    pub routing: &'j RoutingArena,
+}
+
+impl ArenaBuilder<'_> {
+    /// Makes the arena as a file, while its segment is being written. None when it could not be
+    /// written, which the log then tells.
+    ///
+    /// # Errors
+    /// What reading rows gave.
+    pub fn write(
+        &self,
+        id: Identity,
+        shapes: &[BucketShape],
+        source: &mut impl VectorSource,
+    ) -> Read<Option<Arena>> {
+        let plan = self.plan(shapes, source)?;
+        let (directory, name) = arena_place(self.index, id);
+        let writer = self
+            .layout(id, shapes, &plan)
+            .and_then(|layout| Writer::create(&directory, &name, layout));
+        self.fill_or_report(writer, &plan, source)
+    }
+
+    /// Makes the arena of a segment again from its pages: a file, or memory of this backend if no
+    /// file can be written. None says that there is not even memory.
+    ///
+    /// # Errors
+    /// What reading pages gave.
+    pub fn rebuild(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
+        let mut source = VectorReader::new(self.index, segment, self.dims)?;
+        let plan = self.plan(shapes, &mut source)?;
+        let (directory, name) = arena_place(self.index, segment.id);
+        let layout = || self.layout(segment.id, shapes, &plan);
+        let on_disk = layout().and_then(|layout| Writer::create(&directory, &name, layout));
+        if let Some(arena) = self.fill_or_report(on_disk, &plan, &mut source)? {
+            return Ok(Some(arena));
+        }
+        self.fill_or_report(layout().and_then(Writer::in_memory), &plan, &mut source)
+    }
+
+    /// Finds out which rows go where.
+    fn plan(&self, shapes: &[BucketShape], source: &mut impl VectorSource) -> Read<Plan> {
+        let own: Vec<(u32, u32)> = shapes.iter().map(|shape| (shape.bucket, shape.rows)).collect();
+        let mut second = Vec::new();
+        if sign::are_used(self.metric, self.dims) {
+            let mut vectors = Vec::new();
+            let mut first_buckets = Vec::new();
+            for group in self.groups(&own) {
+                vectors.clear();
+                first_buckets.clear();
+                for (bucket, rows) in &own[group] {
+                    first_buckets.extend(std::iter::repeat_n(*bucket, *rows as usize));
+                }
+                source.block(second.len() as u64, first_buckets.len(), &mut vectors)?;
+                let (metric, dims, router) = (self.metric, self.dims, self.router);
+                let found = self.crew.run(|stop| {
+                    if metric == Metric::Cosine {
+                        let rows = vectors.par_chunks_mut(dims);
+                        rows.for_each(|row| normalize_rows(dims, row));
+                    }
+                    let mut found = vec![0; first_buckets.len()];
+                    router.spill(&vectors, &first_buckets, &mut found, stop)?;
+                    Ok::<_, Stopped>(found)
+                });
+                // A stopped job has already ended the statement.
+                second.extend(found.unwrap_or_default());
+            }
+        }
+        Ok(Plan::new(&own, &second))
+    }
+
+    fn layout(
+        &self,
+        id: Identity,
+        shapes: &[BucketShape],
+        plan: &Plan,
+    ) -> Result<Layout, ArenaError> {
+        let identity = ArenaIdentity {
+            segment: id.as_u128(),
+            dim: self.dims as u32,
+            metric: self.metric,
+            rows: shapes.iter().map(|shape| u64::from(shape.rows)).sum(),
+            buckets: shapes.len() as u32,
+        };
+        Layout::new(identity, plan.shapes())
+    }
+
+    fn fill_or_report(
+        &self,
+        writer: Result<Writer, ArenaError>,
+        plan: &Plan,
+        source: &mut impl VectorSource,
+    ) -> Read<Option<Arena>> {
+        let filled = match writer {
+            Ok(writer) => self.fill(writer, plan, source)?,
+            Err(error) => Err(error),
+        };
+        Ok(filled.inspect_err(|error| report_unwritten(self.index, error)).ok())
+    }
+
+    fn fill(
+        &self,
+        mut writer: Writer,
+        plan: &Plan,
+        source: &mut impl VectorSource,
+    ) -> Read<Result<Arena, ArenaError>> {
+        let sizes: Vec<(u32, u32)> = plan
+            .shapes()
+            .iter()
+            .map(|shape| (shape.bucket, shape.rows.saturating_add(shape.spilled)))
+            .collect();
+        let mut vectors = Vec::new();
+        for group in self.groups(&sizes) {
+            vectors.clear();
+            let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
+            source.block(plan.first_row(group.start), own, &mut vectors)?;
+            for entry in group.clone() {
+                for spilled in plan.spilled(entry) {
+                    source.row(plan.row(*spilled), &mut vectors)?;
+                }
+                pgrx::check_for_interrupts!();
+            }
+            let (metric, routing) = (self.metric, self.routing);
+            let encoded = self.crew.run(|_| encode_run(metric, routing, plan, group, &vectors));
+            for bucket in &encoded {
+                if let Err(error) = writer.push_bucket(bucket) {
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(writer.finish())
+    }
+
+    /// Runs of buckets with about [`GROUP_BYTES`] of vectors, or one bucket.
+    fn groups(&self, sizes: &[(u32, u32)]) -> Vec<Range<usize>> {
+        let most = GROUP_BYTES / (self.dims * size_of::<f32>());
+        let mut groups = Vec::new();
+        let (mut start, mut rows) = (0, 0);
+        for (nth, (_, size)) in sizes.iter().enumerate() {
+            if nth > start && rows + *size as usize > most {
+                groups.push(start..nth);
+                (start, rows) = (nth, 0);
+            }
+            rows += *size as usize;
+        }
+        if start < sizes.len() {
+            groups.push(start..sizes.len());
+        }
+        groups
+    }
+}
+
+/// Tells the log that something goes without its arena.
+pub fn report_unwritten(index: Index, error: &ArenaError) {
+    pgrx::ereport!(
+        LOG,
+        pgrx::PgSqlErrorCode::ERRCODE_IO_ERROR,
+        format!("could not write an arena of index \"{}\": {error}", index.name()),
+        "Searches use memory or pages instead until it can be written."
+    );
+}

@@ -1,0 +1,78 @@
+//! The lowest of many numbers, without sorting them.
+
+use crate::simd::{kernels, LEAST_OF};
+
+/// A number not below the `count` lowest of `values`, and below most others: usually not many more
+/// than `count` values are up to it. Infinity when there are no more than `count`.
+///
+/// It is the `count`-th lowest of the minima of short runs. So many runs have a value up to it, and
+/// the lowest values rarely share a run.
+pub fn threshold(values: &[f32], count: usize, scratch: &mut Vec<f32>) -> f32 {
+    scratch.clear();
+    if values.len() <= count {
+        return f32::INFINITY;
+    }
+    let runs = values.len().div_ceil(LEAST_OF);
+    if runs >= 2 * count {
+        scratch.resize(runs, 0.0);
+        (kernels().least_of_runs)(values, scratch);
+    } else {
+        scratch.extend_from_slice(values);
+    }
+    let at = count.saturating_sub(1).min(scratch.len() - 1);
+    *scratch.select_nth_unstable_by(at, f32::total_cmp).1
+}
+
+/// Calls `each` with the places, ascending, of the values up to `high`.
+pub fn up_to(values: &[f32], high: f32, mut each: impl FnMut(usize)) {
+    for (run, first) in values.chunks(LEAST_OF).zip((0..).step_by(LEAST_OF)) {
+        // One look at a whole run first, which the compiler turns into a few instructions.
+        if !run.iter().fold(false, |any, value| any | (*value <= high)) {
+            continue;
+        }
+        for (value, at) in run.iter().zip(first..) {
+            if *value <= high {
+                each(at);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{rngs::SmallRng, Rng, SeedableRng};
+
+    #[test]
+    fn the_lowest_are_up_to_the_threshold_and_not_many_others() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut scratch = Vec::new();
+        for len in [0, 1, 5, 100, 1000, 9000] {
+            for count in [1, 3, 64, 200] {
+                let values: Vec<f32> = (0..len).map(|_| rng.random()).collect();
+                let high = threshold(&values, count, &mut scratch);
+                let mut found = Vec::new();
+                up_to(&values, high, |at| found.push(at));
+                assert!(found.is_sorted());
+                assert!(found.len() >= count.min(len));
+                assert!(
+                    found.len() <= count.max(8) * 3 || len <= count,
+                    "{} for {count}",
+                    found.len()
+                );
+                let most = found.iter().map(|at| values[*at]).fold(0.0, f32::max);
+                assert!((0..len).all(|at| values[at] > most || found.contains(&at)));
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_values_are_the_lowest() {
+        let mut values = vec![1.0; 500];
+        values[300] = f32::NEG_INFINITY;
+        let mut found = Vec::new();
+        let high = threshold(&values, 1, &mut Vec::new());
+        up_to(&values, high, |at| found.push(at));
+        assert_eq!((high, found), (f32::NEG_INFINITY, vec![300]));
+    }
+}
