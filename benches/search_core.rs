@@ -209,6 +209,12 @@ impl search::Rows for &Index {
         self.arena.find(bucket).map_or(Bucket::Empty, |entry| self.coded(entry))
     }
 
+    fn prefetch(&self, _segment: u32, bucket: u32) {
+        if let Some(entry) = self.arena.find(bucket) {
+            self.arena.prefetch(entry);
+        }
+    }
+
     fn entry(&self, _segment: u32, entry: u32) -> Bucket<'_> {
         self.coded(entry as usize)
     }

@@ -330,6 +330,14 @@ impl Rows for SnapshotRows {
         self.snapshot.segments[segment as usize].bucket(bucket)
     }
 
+    fn prefetch(&self, segment: u32, bucket: u32) {
+        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
+            if let Some(entry) = arena.find(bucket) {
+                arena.prefetch(entry);
+            }
+        }
+    }
+
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
         let live = &self.snapshot.segments[segment as usize];
         live.arena.get().map_or(Bucket::Empty, |arena| live.entry(arena, entry as usize))

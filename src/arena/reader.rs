@@ -14,7 +14,7 @@ use super::format::{
 };
 use super::{ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
 use crate::quant::Factors;
-use crate::simd::SignRows;
+use crate::simd::{self, SignRows};
 
 /// A mapped arena. Its header and table are sound; a bucket is checked when it is first touched.
 #[derive(Debug)]
@@ -219,6 +219,16 @@ impl Arena {
             stride: self.shape.stride,
             signs,
         })
+    }
+
+    /// Asks the processor for the first codes of the bucket at this index. A hint.
+    pub fn prefetch(&self, index: usize) {
+        /// What its own prefetching then goes on from, across a page.
+        const BYTES: u64 = 2048;
+        let Some(entry) = self.buckets().get(index) else { return };
+        if let Some(bytes) = slice(&self.map, entry.offset, entry.offset + BYTES) {
+            simd::prefetch(bytes);
+        }
     }
 
     /// Asks the system to read the bucket at this index ahead. A hint: nothing depends on it.

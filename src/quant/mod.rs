@@ -18,6 +18,7 @@
 //! and Blott, VLDB 1998, section 4) with residuals for cells; [`BucketQuery::estimate`] has them
 //! metric by metric. Nothing is trained: codes stay valid however the data drifts.
 
+pub mod approximate;
 mod rotation;
 pub mod sign;
 mod sq8;

@@ -23,7 +23,7 @@ pub struct Frontier {
 }
 
 /// Candidates sorted at first; each further time twice as many.
-const FIRST: usize = 128;
+const FIRST: usize = 32;
 
 impl Frontier {
     /// The unsorted rest, for stage 1 to append to.

@@ -6,7 +6,7 @@ use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::product_reach;
 use crate::metric::Metric;
 use crate::quant::sign;
-use crate::simd::{kernels, SIGN_BLOCK};
+use crate::simd::{self, kernels, SIGN_BLOCK};
 
 /// The buckets in the order of their scores, sorted only as far as they are probed.
 ///
@@ -84,6 +84,11 @@ impl ProbeOrder {
         self.batch.pop().map(|(_, bucket)| bucket)
     }
 
+    /// The bucket after the next one, if it is known already.
+    pub fn following(&self) -> Option<u32> {
+        self.batch.len().checked_sub(1).and_then(|last| self.batch.get(last)).map(|(_, b)| *b)
+    }
+
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
         if self.high == Some(f32::INFINITY) {
             return;
@@ -106,6 +111,9 @@ impl ProbeOrder {
                 Metric::InnerProduct => product_reach(query, routing.rotation().dim()),
                 _ => 0.0,
             };
+            for (_, bucket) in batch.iter() {
+                simd::prefetch(bytemuck::cast_slice(routing.centroid(*bucket)));
+            }
             for (score, bucket) in batch.iter_mut() {
                 let radius = if offset > 0.0 { routing.radii()[*bucket as usize] } else { 0.0 };
                 *score = distance(routing, query, *bucket) - offset * radius;

@@ -29,6 +29,7 @@ pub struct Coded<'a> {
 }
 
 /// What a segment knows of one bucket's rows.
+#[derive(Clone, Copy, Debug)]
 pub enum Bucket<'a> {
     /// It has none.
     Empty,
@@ -53,6 +54,9 @@ pub trait Rows {
 
     /// What `segment` has in `bucket`.
     fn bucket(&self, segment: u32, bucket: u32) -> Bucket<'_>;
+
+    /// Asks the processor for the codes of `bucket`, which will be wanted next. A hint.
+    fn prefetch(&self, _segment: u32, _bucket: u32) {}
 
     /// What `segment` has in the bucket at this place of its table.
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_>;
@@ -154,6 +158,11 @@ impl Search {
         if metric == Metric::Cosine && !quant::normalize(query, &mut routed) {
             routed.fill(0.0);
         }
+        let confidence = if params.effort.is_exact() {
+            1.0
+        } else {
+            (DEVIATIONS / (query.len() as f32).sqrt()).min(1.0)
+        };
         let mut rotated = routed;
         let mut rounding = 0.0;
         let mut probes = ProbeOrder::new(Vec::new());
@@ -165,14 +174,9 @@ impl Search {
             rounding = rotation.rounding();
             probes = ProbeOrder::routed(routing, &rotated, params.effort.buckets(0));
             if !params.effort.is_exact() && sign::are_used(metric, query.len()) {
-                shortlist = Some(Shortlist::new(routing, &rotated, params.expected));
+                shortlist = Some(Shortlist::new(routing, &rotated, confidence, params.expected));
             }
         }
-        let confidence = if params.effort.is_exact() {
-            1.0
-        } else {
-            (DEVIATIONS / (query.len() as f32).sqrt()).min(1.0)
-        };
         Search {
             metric,
             params,
@@ -257,6 +261,11 @@ impl Search {
             }
             let Some(bucket) = self.probes.next(Some((routing, &self.rotated))) else { return };
             self.probed += 1;
+            if let Some(following) = self.probes.following() {
+                for segment in 0..rows.segments() {
+                    rows.prefetch(segment, following);
+                }
+            }
             let mut prepared = false;
             for segment in 0..rows.segments() {
                 match rows.bucket(segment, bucket) {
@@ -319,7 +328,7 @@ impl Search {
                 let next = lowest.is_none_or(|lowest| horizon <= lowest);
                 if horizon < f32::INFINITY && next && passes(horizon) {
                     let found = self.frontier.extend();
-                    shortlist.follow_up(&self.coded, self.confidence, routing, rows, |row| {
+                    shortlist.follow_up(routing, rows, |row| {
                         let Estimated { segment, row, lower } = row;
                         found.push(Candidate { lower, segment, row });
                     });

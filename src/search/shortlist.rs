@@ -5,10 +5,11 @@
 //! the estimate as far down. Rows whose bounds are above that are left alone, until more is asked
 //! for than was expected.
 
-use super::query::{Bucket, Coded, Rows};
+use super::query::{Bucket, Rows};
 use super::select;
 use crate::arena::{RoutingArena, SignCodes};
-use crate::quant::{self, sign, BucketQuery, Estimate};
+use crate::quant::approximate::{self, BucketQuery};
+use crate::quant::{sign, Factors};
 use crate::simd;
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -44,10 +45,9 @@ pub struct Shortlist {
     values: Vec<f32>,
     expected: usize,
     horizon: f32,
+    coded: approximate::Query,
     queries: BucketQueries,
-    targets: Vec<Target>,
     scratch: Vec<f32>,
-    estimates: Vec<Estimate>,
 }
 
 /// The bounds of one bucket's rows in one segment.
@@ -58,32 +58,36 @@ struct Run {
     bucket: u32,
 }
 
-/// A row to be looked at.
-struct Target {
+/// A row whose int8 code is to be looked at.
+struct Target<'r> {
     segment: u32,
-    /// In the segment's table.
-    entry: u32,
-    bucket: u32,
-    place: u32,
     row: u64,
+    bucket: u32,
+    factors: &'r Factors,
+    codes: &'r [i8],
 }
 
 impl Shortlist {
     /// An empty list for a rotated query, of length one under cosine, and a guess how many rows
-    /// will be wanted.
-    pub fn new(routing: &RoutingArena, rotated: &[f32], expected: usize) -> Shortlist {
+    /// will be wanted. `confidence` is that of bounds from int8 codes.
+    pub fn new(
+        routing: &RoutingArena,
+        rotated: &[f32],
+        confidence: f32,
+        expected: usize,
+    ) -> Shortlist {
+        let metric = routing.identity().metric;
         Shortlist {
-            query: sign::Query::new(routing.identity().metric, rotated, routing.typical()),
+            query: sign::Query::new(metric, rotated, routing.typical()),
             bounds: Vec::new(),
             runs: Vec::new(),
             seen: FxHashSet::default(),
             values: Vec::new(),
             expected: expected.max(1),
             horizon: f32::INFINITY,
+            coded: approximate::Query::new(metric, rotated, confidence),
             queries: BucketQueries::default(),
-            targets: Vec::new(),
             scratch: Vec::new(),
-            estimates: Vec::new(),
         }
     }
 
@@ -115,10 +119,8 @@ impl Shortlist {
     /// as many rows as are expected. Called again it expects more.
     pub fn follow_up<R: Rows>(
         &mut self,
-        coded: &quant::Query,
-        confidence: f32,
         routing: &RoutingArena,
-        rows: &mut R,
+        rows: &R,
         mut found: impl FnMut(Estimated),
     ) {
         if self.horizon > f32::NEG_INFINITY {
@@ -126,7 +128,7 @@ impl Shortlist {
         }
         let first = self.expected.saturating_mul(FIRST_ESTIMATED);
         let lowest = select::threshold(&self.bounds, first, &mut self.scratch);
-        self.estimate_up_to(lowest, coded, confidence, routing, rows, &mut found);
+        self.estimate_up_to(lowest, routing, rows, &mut found);
         let last = self.expected - 1;
         let beyond = if last < self.values.len() {
             self.scratch.clear();
@@ -137,7 +139,7 @@ impl Shortlist {
         };
         self.horizon = lowest.max(beyond);
         if beyond > lowest {
-            self.estimate_up_to(beyond, coded, confidence, routing, rows, &mut found);
+            self.estimate_up_to(beyond, routing, rows, &mut found);
         }
     }
 
@@ -145,54 +147,51 @@ impl Shortlist {
     fn estimate_up_to<R: Rows>(
         &mut self,
         high: f32,
-        coded: &quant::Query,
-        confidence: f32,
         routing: &RoutingArena,
-        rows: &mut R,
+        rows: &R,
         found: &mut impl FnMut(Estimated),
     ) {
-        self.collect(high, rows, found);
-        for target in &self.targets {
-            let Bucket::Coded(codes) = rows.entry(target.segment, target.entry) else { continue };
-            let place = target.place as usize;
-            let row_codes = &codes.codes[place * codes.stride..][..codes.stride];
-            let factors = &codes.factors[place..=place];
-            let query = self.queries.get(coded, routing, target.bucket);
-            query.estimate(factors, row_codes, codes.stride, confidence, &mut self.estimates);
-            for estimate in &self.estimates {
-                self.values.push(estimate.value);
-                let (segment, row) = (target.segment, target.row);
-                found(Estimated { segment, row, lower: estimate.lower });
-            }
+        // All are asked for before the first is looked at: their codes lie anywhere in memory.
+        for target in self.collect(high, rows, found) {
+            let Target { segment, row, bucket, factors, codes } = target;
+            let query = self.queries.get(&self.coded, routing, bucket);
+            let estimate = self.coded.estimate(query, factors, codes);
+            self.values.push(estimate.value);
+            found(Estimated { segment, row, lower: estimate.lower });
         }
     }
 
     /// Lists the rows whose bounds are up to `high` and that have not been seen, and asks for their
     /// int8 codes to be brought near. Rows whose codes are not to be had are `found` at once.
-    fn collect<R: Rows>(&mut self, high: f32, rows: &mut R, found: &mut impl FnMut(Estimated)) {
-        self.targets.clear();
-        let (runs, seen, targets) = (&self.runs, &mut self.seen, &mut self.targets);
-        let mut nth = 0;
+    fn collect<'r, R: Rows>(
+        &mut self,
+        high: f32,
+        rows: &'r R,
+        found: &mut impl FnMut(Estimated),
+    ) -> Vec<Target<'r>> {
+        let (runs, seen) = (&self.runs, &mut self.seen);
+        let mut targets = Vec::with_capacity(4 * FIRST_ESTIMATED * self.expected.min(1 << 10));
+        let mut next = 0;
+        let mut current = None;
         select::up_to(&self.bounds, high, |at| {
-            while runs.get(nth + 1).is_some_and(|next| next.start <= at) {
-                nth += 1;
+            while runs.get(next).is_some_and(|run| run.start <= at) {
+                current = None;
+                next += 1;
             }
-            let Some(run) = runs.get(nth) else { return };
+            let Some(run) = next.checked_sub(1).and_then(|nth| runs.get(nth)) else { return };
             let segment = run.segment;
-            let (mut bucket, mut place) = (run.bucket, (at - run.start) as u32);
-            let mut codes = match rows.bucket(segment, run.bucket) {
-                Bucket::Coded(codes) => codes,
-                _ => return,
-            };
-            if place as usize >= codes.factors.len() {
-                let spilled = codes.signs.map_or(&[][..], |signs| signs.spilled);
-                let Some(of) = spilled.get(place as usize - codes.factors.len()) else { return };
-                let of = *of;
-                place = of.place;
+            let here = *current.get_or_insert_with(|| rows.bucket(segment, run.bucket));
+            let Bucket::Coded(here) = here else { return };
+            let mut place = at - run.start;
+            let mut codes = here;
+            if place >= here.factors.len() {
+                let spilled = here.signs.map_or(&[][..], |signs| signs.spilled);
+                let Some(of) = spilled.get(place - here.factors.len()) else { return };
+                place = of.place as usize;
                 codes = match rows.entry(segment, of.entry) {
                     Bucket::Coded(codes) => codes,
                     Bucket::Uncoded { first_row, .. } => {
-                        let row = first_row + u64::from(place);
+                        let row = first_row + u64::from(of.place);
                         if seen.insert((segment, row)) {
                             found(Estimated { segment, row, lower: f32::NEG_INFINITY });
                         }
@@ -200,22 +199,18 @@ impl Shortlist {
                     }
                     Bucket::Empty => return,
                 };
-                bucket = codes.bucket;
             }
-            let row = codes.first_row + u64::from(place);
-            if (place as usize) < codes.factors.len() && seen.insert((segment, row)) {
-                codes.prefetch(place as usize);
-                targets.push(Target { segment, entry: codes.entry, bucket, place, row });
+            let row = codes.first_row + place as u64;
+            let Some(factors) = codes.factors.get(place) else { return };
+            if seen.insert((segment, row)) {
+                let bucket = codes.bucket;
+                let codes = &codes.codes[place * codes.stride..][..codes.stride];
+                simd::prefetch(bytemuck::cast_slice(codes));
+                simd::prefetch(bytemuck::bytes_of(factors));
+                targets.push(Target { segment, bucket, row, factors, codes });
             }
         });
-    }
-}
-
-impl Coded<'_> {
-    /// Asks the processor for a row's int8 code.
-    fn prefetch(&self, place: usize) {
-        simd::prefetch(bytemuck::cast_slice(&self.codes[place * self.stride..][..self.stride]));
-        simd::prefetch(bytemuck::bytes_of(&self.factors[place]));
+        targets
     }
 }
 
@@ -227,7 +222,12 @@ struct BucketQueries {
 }
 
 impl BucketQueries {
-    fn get(&mut self, coded: &quant::Query, routing: &RoutingArena, bucket: u32) -> &BucketQuery {
+    fn get(
+        &mut self,
+        coded: &approximate::Query,
+        routing: &RoutingArena,
+        bucket: u32,
+    ) -> &BucketQuery {
         let prepared = &mut self.prepared;
         let place = *self.places.entry(bucket).or_insert_with(|| {
             let mut query = BucketQuery::default();

@@ -54,6 +54,8 @@ static KERNELS: Kernels = Kernels {
         unsafe { sign_bounds(tables, codes, rows, terms, out) }
     },
     // SAFETY: as above.
+    quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
+    // SAFETY: as above.
     least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
 };
 
@@ -303,6 +305,11 @@ fn hadamard(values: &mut [f32]) {
 #[target_feature(enable = "avx2,fma")]
 fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
     scalar::sign_tables_body(query, tables)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
+    scalar::quantize_body(values, shift, codes)
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
-    SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
+    check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts, Kernels, Level,
+    SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS,
+    TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -48,6 +49,8 @@ const TABLE: Kernels = Kernels {
         // SAFETY: as above, and the slices have been checked.
         unsafe { sign_bounds(tables, codes, rows, terms, out) }
     },
+    // SAFETY: as above.
+    quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
     least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
 };
@@ -344,7 +347,55 @@ fn hadamard(values: &mut [f32]) {
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
-    scalar::sign_tables_body(query, tables)
+    check_tables(query, tables);
+    /// Groups whose ranges one register has.
+    const GROUPS: usize = LANES / SIGN_GROUP;
+    let (whole, rest) = query.as_chunks::<LANES>();
+    if !rest.is_empty() {
+        return scalar::sign_tables_body(query, tables);
+    }
+    let zero = _mm512_setzero_ps();
+    let (mut widest, mut least) = (zero, zero);
+    for values in whole {
+        // SAFETY: the array has LANES elements.
+        let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+        widest = _mm512_max_ps(widest, sum_of_four(_mm512_abs_ps(values)));
+        least = _mm512_add_ps(least, _mm512_min_ps(values, zero));
+    }
+    let step = _mm512_reduce_max_ps(widest) / 255.0;
+    let inverse = _mm512_set1_ps(if step > 0.0 { 1.0 / step } else { 0.0 });
+    for (values, tables) in whole.iter().zip(tables.as_chunks_mut::<{ 16 * GROUPS }>().0) {
+        // SAFETY: the array has LANES elements.
+        let loaded = unsafe { _mm512_loadu_ps(values.as_ptr()) };
+        let mut lows = [0.0f32; LANES];
+        let low = sum_of_four(_mm512_min_ps(loaded, zero));
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(lows.as_mut_ptr(), low) };
+        for (group, table) in tables.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let value = |component: usize| _mm512_set1_ps(values[group * SIGN_GROUP + component]);
+            // Lane s has bit j where component j is in subset s.
+            let first = _mm512_maskz_mov_ps(0xaaaa, value(0));
+            let second = _mm512_maskz_mov_ps(0xcccc, value(1));
+            let third = _mm512_maskz_mov_ps(0xf0f0, value(2));
+            let fourth = _mm512_maskz_mov_ps(0xff00, value(3));
+            let sum = _mm512_add_ps(_mm512_add_ps(first, second), _mm512_add_ps(third, fourth));
+            let above = _mm512_sub_ps(sum, _mm512_set1_ps(lows[group * SIGN_GROUP]));
+            let entries = _mm512_cvtps_epi32(_mm512_mul_ps(above, inverse));
+            // SAFETY: the table has sixteen bytes.
+            unsafe {
+                _mm_storeu_si128(table.as_mut_ptr().cast(), _mm512_cvtusepi32_epi8(entries));
+            }
+        }
+    }
+    SignScale { step, least: _mm512_reduce_add_ps(least) }
+}
+
+/// In each lane the sum of the four lanes of its group.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn sum_of_four(x: __m512) -> __m512 {
+    let pairs = _mm512_add_ps(x, _mm512_permute_ps::<0b10_11_00_01>(x));
+    _mm512_add_ps(pairs, _mm512_permute_ps::<0b01_00_11_10>(pairs))
 }
 
 /// Registers of tables whose entries can be added up before a 16-bit sum overflows: 256 groups of
@@ -436,6 +487,11 @@ unsafe fn sign_sums(tables: *const u8, codes: *const u8, count: usize) -> [__m51
 fn four_lanes(x: __m512i) -> __m128i {
     let half = _mm256_add_epi16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64::<1>(x));
     _mm_add_epi16(_mm256_castsi256_si128(half), _mm256_extracti128_si256::<1>(half))
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
+    scalar::quantize_body(values, shift, codes)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

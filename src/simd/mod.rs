@@ -118,6 +118,9 @@ pub struct Kernels {
     ///
     /// Panics when the lengths do not fit.
     pub sign_bounds: fn(&[u8], &[u8], SignRows<'_>, &SignTerms, &mut [f32]),
+    /// `(values, shift, codes)`: writes to `codes` the nearest multiples of the returned step to
+    /// `values - shift`. The largest absolute is 127 steps.
+    pub quantize: fn(&[f32], &[f32], &mut [i8]) -> f32,
     /// `(values, least)`: the least of every [`LEAST_OF`] values; what is not a number is passed
     /// over. `least` has one for each whole or broken run.
     pub least_of_runs: fn(&[f32], &mut [f32]),

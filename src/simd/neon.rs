@@ -51,6 +51,7 @@ static KERNELS: Kernels = Kernels {
         // SAFETY: as above, and the slices have been checked.
         unsafe { sign_bounds(tables, codes, rows, terms, out) }
     },
+    quantize: |values, shift, codes| scalar::quantize_body(values, shift, codes),
     least_of_runs: |values, least| scalar::least_of_runs_body(values, least),
 };
 

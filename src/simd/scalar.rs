@@ -21,6 +21,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     hadamard: |values| hadamard_body(values),
     sign_tables: |query, tables| sign_tables_body(query, tables),
     sign_bounds,
+    quantize: |values, shift, codes| quantize_body(values, shift, codes),
     least_of_runs: |values, least| least_of_runs_body(values, least),
 };
 
@@ -260,6 +261,39 @@ pub(super) fn finish_bounds(
         let value = rows.add[row] + rows.scale[row] * product;
         *out = terms.base + terms.weight * (value - terms.reach * rows.error[row]);
     }
+}
+
+/// [`Kernels::quantize`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn quantize_body(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
+    /// Added to a small number it leaves the nearest integer in the lowest bits of the sum.
+    const MAGIC: f32 = 1.5 * (1 << 23) as f32;
+    const TOP: f32 = 127.0;
+    let n = values.len().min(shift.len()).min(codes.len());
+    let (values, values_rest) = values[..n].as_chunks::<LANES>();
+    let (shift, shift_rest) = shift[..n].as_chunks::<LANES>();
+    let (codes, codes_rest) = codes[..n].as_chunks_mut::<LANES>();
+    let mut lanes = [0.0f32; LANES];
+    for (values, shift) in values.iter().zip(shift) {
+        for lane in 0..LANES {
+            let size = (values[lane] - shift[lane]).abs();
+            lanes[lane] = if size > lanes[lane] { size } else { lanes[lane] };
+        }
+    }
+    let rest = values_rest.iter().zip(shift_rest);
+    let most = rest.clone().map(|(x, s)| (x - s).abs()).chain(lanes).fold(0.0f32, f32::max);
+    let step = most / TOP;
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    let code = |x: f32, s: f32| (((x - s) * inverse).clamp(-TOP, TOP) + MAGIC).to_bits() as i8;
+    for ((values, shift), codes) in values.iter().zip(shift).zip(codes) {
+        for lane in 0..LANES {
+            codes[lane] = code(values[lane], shift[lane]);
+        }
+    }
+    for (code_out, (x, s)) in codes_rest.iter_mut().zip(rest) {
+        *code_out = code(*x, *s);
+    }
+    step
 }
 
 /// [`Kernels::least_of_runs`] for the compiler to vectorise with its caller's instruction set.

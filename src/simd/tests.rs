@@ -384,6 +384,26 @@ fn signs_that_do_not_fit_are_refused() {
 }
 
 #[test]
+fn codes_are_the_nearest_multiples_of_the_step() {
+    let mut rng = SmallRng::seed_from_u64(11);
+    for k in tables() {
+        for n in dims() {
+            let (values, shift) = (random(&mut rng, n), random(&mut rng, n));
+            let mut codes = vec![99; n];
+            let step = (k.quantize)(&values, &shift, &mut codes);
+            let differences = || values.iter().zip(&shift).map(|(x, s)| x - s);
+            let most = differences().fold(0.0f32, |m, x| m.max(x.abs()));
+            assert!((most - 127.0 * step).abs() <= 1e-5, "{} at {n}", k.level.name());
+            for (x, code) in differences().zip(&codes) {
+                assert!((x - step * f32::from(*code)).abs() <= step * 0.501);
+            }
+            assert_eq!((k.quantize)(&values, &values, &mut codes), 0.0);
+            assert!(codes.iter().all(|code| *code == 0));
+        }
+    }
+}
+
+#[test]
 fn the_least_of_each_run_is_found() {
     let mut rng = SmallRng::seed_from_u64(10);
     for k in tables() {
