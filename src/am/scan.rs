@@ -227,7 +227,7 @@ impl Ordered {
                     log_tids.push(tid);
                 }
             })?;
-            Ok((search, SnapshotRows::new(index, view.dims(), snapshot)?, log_tids))
+            Ok((search, SnapshotRows::new(index, snapshot), log_tids))
         })?;
         Ok(Ordered { query, search, rows, log_tids, delivered })
     }

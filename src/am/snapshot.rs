@@ -6,8 +6,8 @@ use crate::janitor::{
 };
 use crate::metric::Metric;
 use crate::page::{
-    BucketShape, Identity, Index, Manifest, Read, RouterRef, Segment, Tid, TidReader, VectorReader,
-    View,
+    BucketShape, Identity, Index, Manifest, Read, RouterRef, RowMap, Segment, Tid, TidReader,
+    VectorReader, View,
 };
 use crate::search::{Bucket, Calibration, Coded, Rows};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -29,6 +29,7 @@ pub struct Snapshot {
 /// One segment, with its arena if that is to be had.
 struct LiveSegment {
     segment: Segment,
+    rows: RowMap,
     arena: OnceCell<Arena>,
     /// A bucket's codes did not match their checksum.
     damaged: Cell<bool>,
@@ -79,7 +80,12 @@ impl Snapshot {
         let routing = match (&manifest.router, known) {
             (Some(_), Some(known)) if known.router_id == router_id => known.routing.clone(),
             (Some(stored), _) => {
-                Some(Rc::new(open_routing(index, view.metric, view.dims(), stored)?))
+                let (routing, made) = open_routing(index, view.metric, view.dims(), stored)?;
+                if made {
+                    // A manifest that is outdated by now may have named it.
+                    sweep_if_idle(index)?;
+                }
+                Some(Rc::new(routing))
             }
             (None, _) => None,
         };
@@ -148,7 +154,7 @@ impl Snapshot {
     pub fn tids(&self, index: Index) -> Read<Vec<Tid>> {
         let mut tids = Vec::new();
         for live in &self.segments {
-            let reader = TidReader::new(index, &live.segment)?;
+            let reader = TidReader::new(index, &live.rows);
             for page in 0..reader.pages() {
                 tids.extend(reader.page(page)?.into_iter().filter(|tid| tid.is_valid()));
             }
@@ -198,7 +204,8 @@ impl LiveSegment {
                 let _ = shapes.set(with_starts(load_shapes()?));
             }
         }
-        Ok(LiveSegment { segment, arena: cell, damaged: Cell::new(false), buckets: shapes })
+        let rows = RowMap::new(index, &segment, dims)?;
+        Ok(LiveSegment { segment, rows, arena: cell, damaged: Cell::new(false), buckets: shapes })
     }
 
     fn has_sound_arena(&self) -> bool {
@@ -297,13 +304,11 @@ pub struct SnapshotRows {
 
 impl SnapshotRows {
     /// Prepares to read.
-    pub fn new(index: Index, dims: usize, snapshot: Rc<Snapshot>) -> Read<SnapshotRows> {
-        let segments = || snapshot.segments.iter().map(|live| &live.segment);
-        let vectors = segments().map(|segment| VectorReader::new(index, segment, dims));
-        let vectors = vectors.collect::<Read<Vec<_>>>()?;
-        let tids = segments().map(|segment| TidReader::new(index, segment));
-        let tids = tids.collect::<Read<Vec<_>>>()?;
-        Ok(SnapshotRows { snapshot, vectors, tids })
+    pub fn new(index: Index, snapshot: Rc<Snapshot>) -> SnapshotRows {
+        let segments = || snapshot.segments.iter();
+        let vectors = segments().map(|live| VectorReader::new(index, &live.rows)).collect();
+        let tids = segments().map(|live| TidReader::new(index, &live.rows)).collect();
+        SnapshotRows { snapshot, vectors, tids }
     }
 
     /// The snapshot that is read.
@@ -341,6 +346,10 @@ impl Rows for SnapshotRows {
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
         let live = &self.snapshot.segments[segment as usize];
         live.arena.get().map_or(Bucket::Empty, |arena| live.entry(arena, entry as usize))
+    }
+
+    fn prefetch_vector(&self, segment: u32, row: u64) {
+        self.snapshot.segments[segment as usize].rows.prefetch(row);
     }
 
     fn vector<T>(&mut self, segment: u32, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {

@@ -9,7 +9,7 @@ use crate::arena::{
 };
 use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
-use crate::page::{BucketShape, Identity, Index, Read, Segment, VectorReader};
+use crate::page::{BucketShape, Identity, Index, Read, RowMap, Segment, VectorReader};
 use crate::quant::sign;
 use rayon::prelude::*;
 use std::mem::size_of;
@@ -101,7 +101,8 @@ impl ArenaBuilder<'_> {
     /// # Errors
     /// What reading pages gave.
     pub fn rebuild(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
-        let mut source = VectorReader::new(self.index, segment, self.dims)?;
+        let map = RowMap::new(self.index, segment, self.dims)?;
+        let mut source = VectorReader::new(self.index, &map);
         let plan = self.plan(shapes, &mut source)?;
         let (directory, name) = arena_place(self.index, segment.id);
         let layout = || self.layout(segment.id, shapes, &plan);

@@ -8,8 +8,8 @@ use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Fault, Flip, Index, Manifest, Read, Segment, Space, TidReader, VectorReader,
-    View,
+    publish, read_log, Fault, Flip, Index, Manifest, Read, RowMap, Segment, Space, TidReader,
+    VectorReader, View,
 };
 use pgrx::pg_sys;
 
@@ -162,8 +162,9 @@ fn read_rows(
     let shapes = segment.read_buckets(index, router_buckets)?;
     let mut buckets =
         shapes.iter().flat_map(|shape| std::iter::repeat_n(shape.bucket, shape.rows as usize));
-    let tids = TidReader::new(index, segment)?;
-    let vectors = VectorReader::new(index, segment, dims)?;
+    let map = RowMap::new(index, segment, dims)?;
+    let tids = TidReader::new(index, &map);
+    let vectors = VectorReader::new(index, &map);
     let mut block = Vec::new();
     for page in 0..tids.pages() {
         pgrx::check_for_interrupts!();

@@ -9,7 +9,7 @@ use crate::metric::Metric;
 use crate::page::{Identity, Index, Read, RouterRef};
 use pgrx::PgSqlErrorCode;
 
-/// The routing arena of the router that a manifest names.
+/// The routing arena of the router that a manifest names, and whether it had to be made.
 ///
 /// # Errors
 /// What reading the router's pages gave, if it had to be made.
@@ -18,7 +18,7 @@ pub fn open_or_make(
     metric: Metric,
     dims: usize,
     stored: &RouterRef,
-) -> Read<RoutingArena> {
+) -> Read<(RoutingArena, bool)> {
     let (directory, name) = arena_place(index, stored.column.id);
     let identity = RoutingIdentity {
         router: stored.column.id.as_u128(),
@@ -27,7 +27,7 @@ pub fn open_or_make(
         buckets: stored.buckets,
     };
     match RoutingArena::open(&directory, &name, &identity) {
-        Ok(routing) => return Ok(routing),
+        Ok(routing) => return Ok((routing, false)),
         Err(ArenaError::Missing) => {}
         Err(error) => {
             pgrx::ereport!(
@@ -39,7 +39,7 @@ pub fn open_or_make(
         }
     }
     let router = router::load(index, metric, dims, stored)?;
-    Ok(make(index, stored.column.id, &router))
+    Ok((make(index, stored.column.id, &router), true))
 }
 
 /// Makes the arena of a router: a file, or memory of this backend if no file can be written.

@@ -12,8 +12,8 @@ use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
-    BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, Segment, Space,
-    VectorReader,
+    BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, RowMap, Segment,
+    Space, VectorReader,
 };
 use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
@@ -91,7 +91,7 @@ impl SegmentBuilder<'_> {
         space: &mut Space,
     ) -> Read<Segment> {
         let router = router::load(self.index, self.metric, self.dims, stored)?;
-        let routing = routing::open_or_make(self.index, self.metric, self.dims, stored)?;
+        let (routing, _) = routing::open_or_make(self.index, self.metric, self.dims, stored)?;
         let assigned = self.assign(&router, store, buckets, None);
         self.write(&router, &routing, store, &assigned.buckets, space)
     }
@@ -217,7 +217,7 @@ impl SegmentBuilder<'_> {
                 arena.write(segment.id, &shapes, &mut RowsInMemory { dims, vectors, order })?;
             }
             _ => {
-                let mut pages = VectorReader::new(index, &segment, dims)?;
+                let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
                 arena.write(segment.id, &shapes, &mut pages)?;
             }
         }

@@ -3,7 +3,9 @@
 use super::flush::commit;
 use super::lock::JobLock;
 use crate::page::layout::TIDS_PER_PAGE;
-use crate::page::{kill_log_rows, Fault, Index, Manifest, Read, Space, Tid, TidReader, View};
+use crate::page::{
+    kill_log_rows, Fault, Index, Manifest, Read, RowMap, Space, Tid, TidReader, View,
+};
 
 /// What a bulk delete found.
 #[derive(Clone, Copy, Debug, Default)]
@@ -30,7 +32,7 @@ fn try_bulk_delete(index: Index, mut is_dead: impl FnMut(Tid) -> bool) -> Read<D
     // Also when an earlier job was interrupted after it had removed rows.
     let mut recounted = false;
     for segment in &mut manifest.segments {
-        let tids = TidReader::new(index, segment)?;
+        let tids = TidReader::new(index, &RowMap::new(index, segment, view.dims())?);
         let mut live = 0;
         let mut places = Vec::with_capacity(TIDS_PER_PAGE);
         for page in 0..tids.pages() {

@@ -3,7 +3,9 @@
 use super::fault::{Fault, Read};
 use super::layout::{Kind, Tail, HEAD, PAGE, PAYLOAD, TAIL_MAGIC};
 use super::{Identity, Index};
+use crate::simd;
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::mem::size_of;
 
 /// A buffer with its content lock held.
@@ -28,6 +30,26 @@ impl Locked {
     /// Reads `block` and locks it for reading.
     pub fn share(index: Index, block: u32) -> Locked {
         Locked::existing(index, block, pg_sys::BUFFER_LOCK_SHARE)
+    }
+
+    /// As [`Locked::share`], for a page that was found in a buffer before: `recent` names it, from
+    /// 1 on, and is brought up to date. Where the page still is there, no hash table is searched.
+    pub fn share_recent(index: Index, block: u32, recent: &Cell<u32>) -> Locked {
+        let buffer = recent.get() as pg_sys::Buffer;
+        // SAFETY: the relation is open. A buffer's number, once it was one, remains in range, and
+        // ReadRecentBuffer pins the buffer only if it holds the page that is asked for.
+        unsafe {
+            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
+            let node = (*index.relation()).rd_node;
+            if buffer > 0 && pg_sys::ReadRecentBuffer(node, main, block, buffer) {
+                pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
+                return Locked { buffer, block };
+            }
+        }
+        let page = Locked::share(index, block);
+        // Local buffers, of temporary relations, have numbers below zero.
+        recent.set(u32::try_from(page.buffer).unwrap_or(0));
+        page
     }
 
     /// Reads `block` and locks it for writing.
@@ -125,6 +147,22 @@ impl Locked {
             return Err(Fault::damaged(self.block, "place in its owner"));
         }
         Ok(tail)
+    }
+}
+
+/// Asks the processor for a span of the payload of a page that was in buffer `recent`, and for what
+/// else a reader touches. A hint: the page may be gone.
+pub fn prefetch(recent: u32, span: std::ops::Range<usize>) {
+    let Some(number) = recent.checked_sub(1).map(|number| number as usize) else { return };
+    // SAFETY: `recent` was the number of a shared buffer, and there remain as many. Nothing is
+    // read here; a prefetch of any address is harmless.
+    unsafe {
+        let descriptor = pg_sys::BufferDescriptors.wrapping_add(number).cast::<u8>();
+        let page = pg_sys::BufferBlocks.cast::<u8>().wrapping_add(number * PAGE);
+        let wanted = page.wrapping_add(HEAD + span.start);
+        simd::prefetch(std::slice::from_raw_parts(descriptor, 1));
+        simd::prefetch(std::slice::from_raw_parts(wanted, span.len()));
+        simd::prefetch(std::slice::from_raw_parts(page.wrapping_add(PAGE - size_of::<Tail>()), 1));
     }
 }
 

@@ -1,10 +1,13 @@
 //! Columns: byte strings on runs of pages, read at any place.
 
-use super::buffer::Locked;
+use super::buffer::{self, Locked};
 use super::fault::{Fault, Read};
 use super::layout::{Extent, Kind, NO_BLOCK, PAYLOAD};
 use super::wal::{tail, Change, PAGES_PER_RECORD};
 use super::{Identity, Index};
+use std::cell::Cell;
+use std::ops::Range;
+use std::rc::Rc;
 
 /// Where a column is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ impl Column {
 
     /// Reads an immutable column whole and checks it.
     pub fn read_all(&self, index: Index) -> Read<Vec<u8>> {
-        let reader = ColumnReader::new(index, self)?;
+        let reader = ColumnReader::new(index, Rc::new(ColumnMap::new(index, self)?));
         let mut bytes = Vec::with_capacity(self.bytes as usize);
         for ordinal in 0..Column::pages(self.bytes) as u32 {
             pgrx::check_for_interrupts!();
@@ -44,18 +47,21 @@ impl Column {
     }
 }
 
-/// Finds the pages of a column.
-pub struct ColumnReader {
-    index: Index,
+/// Where the pages of a column are, and the buffers that this backend met them in.
+#[derive(Debug)]
+pub struct ColumnMap {
     kind: Kind,
     id: Identity,
     /// Runs with the ordinal of their first page.
     runs: Vec<(u32, Extent)>,
+    /// For each page the number of its buffer, from 1 on, or 0. Zeroed memory is not there until it
+    /// is written to, so that a page never read costs nothing.
+    recent: Box<[Cell<u32>]>,
 }
 
-impl ColumnReader {
-    /// Prepares to read `column`, whose extents must hold its bytes.
-    pub fn new(index: Index, column: &Column) -> Read<ColumnReader> {
+impl ColumnMap {
+    /// Maps `column`, whose extents must hold its bytes.
+    pub fn new(index: Index, column: &Column) -> Read<ColumnMap> {
         let mut runs = Vec::with_capacity(column.extents.len());
         let mut ordinal = 0u32;
         for extent in &column.extents {
@@ -71,7 +77,8 @@ impl ColumnReader {
         if u64::from(ordinal) < Column::pages(column.bytes) {
             return Err(Fault::damaged(0, "column extents"));
         }
-        Ok(ColumnReader { index, kind: column.kind, id: column.id, runs })
+        let recent = bytemuck::zeroed_slice_box::<Cell<u32>>(ordinal as usize);
+        Ok(ColumnMap { kind: column.kind, id: column.id, runs, recent })
     }
 
     /// The block of page `ordinal`.
@@ -87,17 +94,42 @@ impl ColumnReader {
         }
     }
 
+    /// Asks the processor for a span of page `ordinal`, if that was read before. A hint.
+    pub fn prefetch(&self, ordinal: u32, span: Range<usize>) {
+        if let Some(recent) = self.recent.get(ordinal as usize) {
+            buffer::prefetch(recent.get(), span);
+        }
+    }
+}
+
+/// Reads the pages of a column.
+pub struct ColumnReader {
+    index: Index,
+    map: Rc<ColumnMap>,
+}
+
+impl ColumnReader {
+    /// Prepares to read what is mapped.
+    pub fn new(index: Index, map: Rc<ColumnMap>) -> ColumnReader {
+        ColumnReader { index, map }
+    }
+
     /// Hands `with` the payload of page `ordinal` while it is locked for reading.
     pub fn page<T>(&self, ordinal: u32, with: impl FnOnce(&[u8]) -> T) -> Read<T> {
-        let page = Locked::share(self.index, self.block(ordinal)?);
-        page.check(self.kind, self.id, ordinal)?;
+        let map = &self.map;
+        let block = map.block(ordinal)?;
+        let page = match map.recent.get(ordinal as usize) {
+            Some(recent) => Locked::share_recent(self.index, block, recent),
+            None => Locked::share(self.index, block),
+        };
+        page.check(map.kind, map.id, ordinal)?;
         Ok(with(page.payload()))
     }
 
     /// Lets `edit` change page `ordinal`.
     pub fn edit(&self, ordinal: u32, edit: impl FnOnce(&mut [u8])) -> Read<()> {
-        let page = Locked::exclusive(self.index, self.block(ordinal)?);
-        page.check(self.kind, self.id, ordinal)?;
+        let page = Locked::exclusive(self.index, self.map.block(ordinal)?);
+        page.check(self.map.kind, self.map.id, ordinal)?;
         let change = Change::begin(self.index);
         edit(change.edit(&page).payload());
         change.commit();

@@ -263,8 +263,9 @@ impl PageCopy {
         self.head = read_head(&page, view.dims())?;
         self.block = block;
         self.next = tail.next;
-        bytemuck::cast_slice_mut(self.words.as_mut_slice())[..PAYLOAD]
-            .copy_from_slice(page.payload());
+        let used = self.head.used as usize;
+        bytemuck::cast_slice_mut(self.words.as_mut_slice())[..used]
+            .copy_from_slice(&page.payload()[..used]);
         Ok(())
     }
 

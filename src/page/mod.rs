@@ -37,5 +37,5 @@ pub use log::{append, kill_rows as kill_log_rows, read as read_log, Hint, LogEnd
 pub use manifest::{Manifest, RouterRef};
 pub use meta::{create, publish, Flip, View};
 pub use relation::Index;
-pub use segment::{BucketShape, Segment, TidReader, VectorReader};
+pub use segment::{BucketShape, RowMap, Segment, TidReader, VectorReader};
 pub use space::Space;

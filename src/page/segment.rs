@@ -1,11 +1,12 @@
 //! Segments: rows sorted by bucket, in a column of TIDs and one of vectors.
 
-use super::column::{Column, ColumnReader};
+use super::column::{Column, ColumnMap, ColumnReader};
 use super::fault::{Fault, Read};
 use super::layout::{Tid, PAYLOAD, TIDS_PER_PAGE};
 use super::{Identity, Index};
 use bytemuck::{Pod, Zeroable};
 use std::mem::size_of;
+use std::rc::Rc;
 
 /// What one build, flush or merge wrote.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,6 +62,39 @@ impl Segment {
     }
 }
 
+/// Where a segment's rows are; see [`ColumnMap`].
+#[derive(Clone, Debug)]
+pub struct RowMap {
+    rows: u64,
+    row_bytes: usize,
+    vectors: Rc<ColumnMap>,
+    tids: Rc<ColumnMap>,
+}
+
+impl RowMap {
+    /// Maps the columns of `segment`, whose vectors have `dims` components.
+    pub fn new(index: Index, segment: &Segment, dims: usize) -> Read<RowMap> {
+        let (rows, row_bytes) = (segment.rows, dims * size_of::<f32>());
+        if Some(segment.vectors.bytes) != rows.checked_mul(row_bytes as u64) {
+            return Err(Fault::damaged(0, "vector column length"));
+        }
+        if Some(segment.tids.bytes) != rows.checked_mul(size_of::<Tid>() as u64) {
+            return Err(Fault::damaged(0, "TID column length"));
+        }
+        let vectors = Rc::new(ColumnMap::new(index, &segment.vectors)?);
+        let tids = Rc::new(ColumnMap::new(index, &segment.tids)?);
+        Ok(RowMap { rows, row_bytes, vectors, tids })
+    }
+
+    /// Asks the processor for a row's vector, as far as it is on a page that was read before.
+    pub fn prefetch(&self, row: u64) {
+        let start = row.wrapping_mul(self.row_bytes as u64);
+        let offset = (start % PAYLOAD as u64) as usize;
+        let end = (offset + self.row_bytes).min(PAYLOAD);
+        self.vectors.prefetch((start / PAYLOAD as u64) as u32, offset..end);
+    }
+}
+
 /// Reads a segment's vectors.
 pub struct VectorReader {
     column: ColumnReader,
@@ -70,14 +104,14 @@ pub struct VectorReader {
 }
 
 impl VectorReader {
-    /// Prepares to read vectors of `dims` components.
-    pub fn new(index: Index, segment: &Segment, dims: usize) -> Read<VectorReader> {
-        let row_bytes = dims * size_of::<f32>();
-        if Some(segment.vectors.bytes) != segment.rows.checked_mul(row_bytes as u64) {
-            return Err(Fault::damaged(0, "vector column length"));
+    /// Prepares to read vectors.
+    pub fn new(index: Index, map: &RowMap) -> VectorReader {
+        VectorReader {
+            column: ColumnReader::new(index, map.vectors.clone()),
+            row_bytes: map.row_bytes,
+            rows: map.rows,
+            scratch: Vec::new(),
         }
-        let column = ColumnReader::new(index, &segment.vectors)?;
-        Ok(VectorReader { column, row_bytes, rows: segment.rows, scratch: vec![0.0; dims] })
     }
 
     /// Hands `with` the vector of row `row`, in place when it stands on one page.
@@ -93,6 +127,7 @@ impl VectorReader {
                 with(bytemuck::cast_slice(&payload[offset..offset + self.row_bytes]))
             });
         }
+        self.scratch.resize(self.row_bytes / size_of::<f32>(), 0.0);
         let mut filled = 0;
         while filled < self.row_bytes {
             let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.scratch);
@@ -133,12 +168,9 @@ pub struct TidReader {
 }
 
 impl TidReader {
-    /// Prepares to read the TIDs of `segment`.
-    pub fn new(index: Index, segment: &Segment) -> Read<TidReader> {
-        if Some(segment.tids.bytes) != segment.rows.checked_mul(size_of::<Tid>() as u64) {
-            return Err(Fault::damaged(0, "TID column length"));
-        }
-        Ok(TidReader { column: ColumnReader::new(index, &segment.tids)?, rows: segment.rows })
+    /// Prepares to read TIDs.
+    pub fn new(index: Index, map: &RowMap) -> TidReader {
+        TidReader { column: ColumnReader::new(index, map.tids.clone()), rows: map.rows }
     }
 
     /// The TID of row `row`; [`Tid::INVALID`] if vacuum removed it.

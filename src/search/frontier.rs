@@ -44,6 +44,11 @@ impl Frontier {
         self.near.pop()
     }
 
+    /// Up to `count` candidates that will come next, as far as they are sorted.
+    pub fn upcoming(&self, count: usize) -> &[Candidate] {
+        &self.near[self.near.len().saturating_sub(count)..]
+    }
+
     fn sort_some(&mut self) {
         if self.far.is_empty() || (!self.stale && !self.near.is_empty()) {
             return;

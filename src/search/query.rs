@@ -61,6 +61,9 @@ pub trait Rows {
     /// What `segment` has in the bucket at this place of its table.
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_>;
 
+    /// Asks the processor for the vector of a row that will be wanted soon. A hint.
+    fn prefetch_vector(&self, _segment: u32, _row: u64) {}
+
     /// Hands `with` the vector of `row` of `segment`.
     fn vector<T>(
         &mut self,
@@ -133,6 +136,8 @@ pub struct Search {
     shortlist: Option<Shortlist>,
     /// Rows that `shortlist` has followed up, or whose bucket has no sign codes.
     frontier: Frontier,
+    /// Candidates whose vectors have been asked for.
+    ahead: usize,
     ready: BinaryHeap<Nearest>,
     late: BinaryHeap<Nearest>,
     last_rank: f64,
@@ -143,6 +148,9 @@ pub struct Search {
 
 /// Standard deviations that separate an estimate from its lower bound unless the search is exact.
 const DEVIATIONS: f32 = 3.0;
+
+/// Vectors asked for ahead of their being read.
+const AHEAD: usize = 8;
 
 impl Search {
     /// Starts a search for the rows nearest to `query`.
@@ -189,6 +197,7 @@ impl Search {
             probes,
             shortlist,
             frontier: Frontier::default(),
+            ahead: 0,
             ready: BinaryHeap::new(),
             late: BinaryHeap::new(),
             last_rank: f64::NEG_INFINITY,
@@ -340,6 +349,13 @@ impl Search {
                     let Some(Candidate { segment, row, .. }) = self.frontier.pop() else {
                         continue;
                     };
+                    if self.ahead == 0 {
+                        self.ahead = AHEAD;
+                        for next in self.frontier.upcoming(AHEAD) {
+                            rows.prefetch_vector(next.segment, next.row);
+                        }
+                    }
+                    self.ahead -= 1;
                     let (metric, query) = (self.metric, &self.query);
                     let rank = rows.vector(segment, row, |vector| metric.rank(query, vector))?;
                     self.ready

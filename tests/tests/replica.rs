@@ -53,7 +53,7 @@ fn a_standby_answers_as_its_primary_does() -> Result<()> {
     let refused = standby.connect()?.batch_execute("SELECT drift_flush('t_0')");
     let message = refused.err().and_then(|error| Some(error.as_db_error()?.message().to_owned()));
     ensure!(message.as_deref() == Some("recovery is in progress"), "{message:?}");
-    ensure!(standby.arena_files("postgres", "t_0")?.len() == 1, "the standby has its own arena");
+    ensure!(standby.arena_files("postgres", "t_0")?.len() == 2, "the standby has its own arenas");
 
     primary.stop(Stop::Immediate)?;
     standby.connect()?.batch_execute("SELECT pg_promote()")?;
