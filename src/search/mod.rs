@@ -18,6 +18,8 @@ mod probe;
 mod query;
 mod select;
 mod shortlist;
+#[cfg(test)]
+mod tests;
 
 pub use calibration::{Calibration, Trial, RECALLS};
 pub use probe::Effort;

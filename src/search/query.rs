@@ -35,7 +35,7 @@ pub enum Bucket<'a> {
     Empty,
     /// Their codes.
     Coded(Coded<'a>),
-    /// The codes are not to be had: all rows are read.
+    /// The codes are not to be had: all rows are read. One that was spilled may come twice.
     Uncoded {
         /// The first of them.
         first_row: u64,

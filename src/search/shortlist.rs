@@ -12,6 +12,7 @@ use crate::quant::approximate::{self, BucketQuery};
 use crate::quant::{sign, Factors};
 use crate::simd;
 use rustc_hash::{FxHashMap, FxHashSet};
+use std::cell::RefCell;
 
 /// Standard deviations between a row's estimate and its bound.
 const DEVIATIONS: f32 = 1.6;
@@ -36,6 +37,17 @@ pub struct Estimated {
 /// The probed rows' bounds, and which of them were followed up.
 pub struct Shortlist {
     query: sign::Query,
+    coded: approximate::Query,
+    expected: usize,
+    horizon: f32,
+    /// Runs were added since rows were last followed up.
+    is_new: bool,
+    room: Room,
+}
+
+/// What grows with the rows that are probed. A thread's next search uses it again.
+#[derive(Default)]
+struct Room {
     /// Bounds of the rows of all `runs`.
     bounds: Vec<f32>,
     runs: Vec<Run>,
@@ -43,11 +55,35 @@ pub struct Shortlist {
     seen: FxHashSet<(u32, u64)>,
     /// Their estimated ranks.
     values: Vec<f32>,
-    expected: usize,
-    horizon: f32,
-    coded: approximate::Query,
     queries: BucketQueries,
     scratch: Vec<f32>,
+}
+
+/// Rooms with space for more bounds than this are not kept.
+const MOST_KEPT: usize = 1 << 20;
+
+const MOST_SEEN: usize = 1 << 13;
+
+thread_local! {
+    static SPARE: RefCell<Option<Room>> = const { RefCell::new(None) };
+}
+
+impl Drop for Shortlist {
+    fn drop(&mut self) {
+        let mut room = std::mem::take(&mut self.room);
+        if room.bounds.capacity() <= MOST_KEPT {
+            room.bounds.clear();
+            room.runs.clear();
+            // To clear a table takes as long as it is large, not as it is full.
+            room.seen =
+                Some(room.seen).filter(|seen| seen.capacity() <= MOST_SEEN).unwrap_or_default();
+            room.seen.clear();
+            room.values.clear();
+            room.queries.clear();
+            // Nobody to keep it for while the thread ends.
+            let _ = SPARE.try_with(|spare| spare.replace(Some(room)));
+        }
+    }
 }
 
 /// The bounds of one bucket's rows in one segment.
@@ -79,35 +115,32 @@ impl Shortlist {
         let metric = routing.identity().metric;
         Shortlist {
             query: sign::Query::new(metric, rotated, routing.typical()),
-            bounds: Vec::new(),
-            runs: Vec::new(),
-            seen: FxHashSet::default(),
-            values: Vec::new(),
             expected: expected.max(1),
             horizon: f32::INFINITY,
+            is_new: false,
             coded: approximate::Query::new(metric, rotated, confidence),
-            queries: BucketQueries::default(),
-            scratch: Vec::new(),
+            room: SPARE.take().unwrap_or_default(),
         }
     }
 
     /// Adds the bounds of a bucket's rows.
     pub fn push(&mut self, segment: u32, bucket: u32, centroid: &[f32], signs: SignCodes<'_>) {
-        let (start, rows) = (self.bounds.len(), signs.rows.add.len());
-        self.bounds.resize(start + rows, f32::NEG_INFINITY);
+        let (start, rows) = (self.room.bounds.len(), signs.rows.add.len());
+        self.room.bounds.resize(start + rows, f32::NEG_INFINITY);
         match self.query.for_bucket(centroid, DEVIATIONS) {
             Some(terms) => {
-                self.query.bounds(&terms, signs.rows, signs.codes, &mut self.bounds[start..]);
+                self.query.bounds(&terms, signs.rows, signs.codes, &mut self.room.bounds[start..]);
             }
             // Nothing can be said of any row, but there are none in the last block's rest.
             None => {
-                for (bound, add) in self.bounds[start..].iter_mut().zip(signs.rows.add) {
+                for (bound, add) in self.room.bounds[start..].iter_mut().zip(signs.rows.add) {
                     *bound = if *add == f32::INFINITY { f32::INFINITY } else { f32::NEG_INFINITY };
                 }
             }
         }
-        self.runs.push(Run { start, segment, bucket });
+        self.room.runs.push(Run { start, segment, bucket });
         self.horizon = f32::NEG_INFINITY;
+        self.is_new = true;
     }
 
     /// A number that the rank of no row is below that was not followed up.
@@ -123,17 +156,17 @@ impl Shortlist {
         rows: &R,
         mut found: impl FnMut(Estimated),
     ) {
-        if self.horizon > f32::NEG_INFINITY {
+        if !std::mem::take(&mut self.is_new) {
             self.expected = self.expected.saturating_mul(GROWTH);
         }
         let first = self.expected.saturating_mul(FIRST_ESTIMATED);
-        let lowest = select::threshold(&self.bounds, first, &mut self.scratch);
+        let lowest = select::threshold(&self.room.bounds, first, &mut self.room.scratch);
         self.estimate_up_to(lowest, routing, rows, &mut found);
         let last = self.expected - 1;
-        let beyond = if last < self.values.len() {
-            self.scratch.clear();
-            self.scratch.extend_from_slice(&self.values);
-            *self.scratch.select_nth_unstable_by(last, f32::total_cmp).1
+        let beyond = if last < self.room.values.len() {
+            self.room.scratch.clear();
+            self.room.scratch.extend_from_slice(&self.room.values);
+            *self.room.scratch.select_nth_unstable_by(last, f32::total_cmp).1
         } else {
             f32::INFINITY
         };
@@ -154,9 +187,9 @@ impl Shortlist {
         // All are asked for before the first is looked at: their codes lie anywhere in memory.
         for target in self.collect(high, rows, found) {
             let Target { segment, row, bucket, factors, codes } = target;
-            let query = self.queries.get(&self.coded, routing, bucket);
+            let query = self.room.queries.get(&self.coded, routing, bucket);
             let estimate = self.coded.estimate(query, factors, codes);
-            self.values.push(estimate.value);
+            self.room.values.push(estimate.value);
             found(Estimated { segment, row, lower: estimate.lower });
         }
     }
@@ -169,11 +202,11 @@ impl Shortlist {
         rows: &'r R,
         found: &mut impl FnMut(Estimated),
     ) -> Vec<Target<'r>> {
-        let (runs, seen) = (&self.runs, &mut self.seen);
+        let (runs, seen) = (&self.room.runs, &mut self.room.seen);
         let mut targets = Vec::with_capacity(4 * FIRST_ESTIMATED * self.expected.min(1 << 10));
         let mut next = 0;
         let mut current = None;
-        select::up_to(&self.bounds, high, |at| {
+        select::up_to(&self.room.bounds, high, |at| {
             while runs.get(next).is_some_and(|run| run.start <= at) {
                 current = None;
                 next += 1;
@@ -218,22 +251,28 @@ impl Shortlist {
 #[derive(Default)]
 struct BucketQueries {
     places: FxHashMap<u32, usize>,
+    /// As many as there are places are of this query, the others have room for codes.
     prepared: Vec<BucketQuery>,
 }
 
 impl BucketQueries {
+    fn clear(&mut self) {
+        self.places.clear();
+    }
+
     fn get(
         &mut self,
         coded: &approximate::Query,
         routing: &RoutingArena,
         bucket: u32,
     ) -> &BucketQuery {
-        let prepared = &mut self.prepared;
+        let (next, prepared) = (self.places.len(), &mut self.prepared);
         let place = *self.places.entry(bucket).or_insert_with(|| {
-            let mut query = BucketQuery::default();
-            coded.for_bucket(routing.centroid(bucket), &mut query);
-            prepared.push(query);
-            prepared.len() - 1
+            if next == prepared.len() {
+                prepared.push(BucketQuery::default());
+            }
+            coded.for_bucket(routing.centroid(bucket), &mut prepared[next]);
+            next
         });
         &self.prepared[place]
     }

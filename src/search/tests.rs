@@ -1,0 +1,272 @@
+//! Searches over segments in memory, against a look at every row.
+
+use super::*;
+use crate::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
+use crate::cluster::kmeans::{self, Params as KmeansParams};
+use crate::cluster::Router;
+use crate::metric::Metric;
+use crate::quant::sign;
+use rand::{rngs::SmallRng, Rng, SeedableRng};
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::sync::atomic::AtomicBool;
+
+static STOP: AtomicBool = AtomicBool::new(false);
+
+struct Segment {
+    arena: Arena,
+    rows: Vec<Vec<f32>>,
+}
+
+/// Segments of one router.
+struct Index {
+    metric: Metric,
+    routing: RoutingArena,
+    segments: Vec<Segment>,
+    /// A bucket whose codes are not to be had.
+    damaged: Option<u32>,
+    /// Vectors that were read.
+    read: Cell<usize>,
+}
+
+impl Index {
+    /// `sizes` rows in segments, scattered about some centres.
+    fn new(metric: Metric, dim: usize, sizes: &[usize], seed: u64) -> Index {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let centres: Vec<Vec<f32>> =
+            (0..40).map(|_| (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect()).collect();
+        let mut draw = || -> Vec<f32> {
+            let centre = &centres[rng.random_range(0..centres.len())];
+            centre.iter().map(|x| x + rng.random_range(-0.7f32..0.7)).collect()
+        };
+        let mut segments: Vec<Vec<Vec<f32>>> =
+            sizes.iter().map(|size| (0..*size).map(|_| draw()).collect()).collect();
+        let unit = |row: &[f32]| {
+            let mut unit = row.to_vec();
+            if metric == Metric::Cosine {
+                crate::quant::normalize(row, &mut unit);
+            }
+            unit
+        };
+        let sample: Vec<f32> = segments.iter().flatten().flat_map(|row| unit(row)).collect();
+        let spherical = metric == Metric::Cosine;
+        let params = KmeansParams { clusters: 60, iterations: 5, seed, spherical };
+        let centroids = kmeans::train(&sample, dim, &params, &STOP).unwrap();
+        let buckets = centroids.len() / dim;
+        let router = Router::new(metric, dim, centroids, vec![0.5; buckets]);
+        let routing = RoutingArena::in_memory(1, &router).unwrap();
+        let segments = segments
+            .iter_mut()
+            .map(|rows| {
+                let flat =
+                    |rows: &[Vec<f32>]| rows.iter().flat_map(|r| unit(r)).collect::<Vec<_>>();
+                let mut first = vec![0; rows.len()];
+                router.assign(&flat(rows), &mut first, &STOP).unwrap();
+                let mut order: Vec<usize> = (0..rows.len()).collect();
+                order.sort_by_key(|row| first[*row]);
+                let rows: Vec<Vec<f32>> = order.iter().map(|row| rows[*row].clone()).collect();
+                let first: Vec<u32> = order.iter().map(|row| first[*row]).collect();
+                let mut second = Vec::new();
+                if sign::are_used(metric, dim) {
+                    second.resize(rows.len(), 0);
+                    router.spill(&flat(&rows), &first, &mut second, &STOP).unwrap();
+                }
+                let own: Vec<(u32, u32)> =
+                    first.chunk_by(|a, b| a == b).map(|run| (run[0], run.len() as u32)).collect();
+                let plan = Plan::new(&own, &second);
+                let mut vectors: Vec<f32> = rows.concat();
+                for entry in 0..plan.shapes().len() {
+                    for of in plan.spilled(entry) {
+                        vectors.extend_from_slice(&rows[plan.row(*of) as usize]);
+                    }
+                }
+                let identity = Identity {
+                    segment: 1,
+                    dim: dim as u32,
+                    metric,
+                    rows: rows.len() as u64,
+                    buckets: own.len() as u32,
+                };
+                let layout = Layout::new(identity, plan.shapes()).unwrap();
+                let mut writer = Writer::in_memory(layout).unwrap();
+                for bucket in encode_run(metric, &routing, &plan, 0..plan.shapes().len(), &vectors)
+                {
+                    writer.push_bucket(&bucket).unwrap();
+                }
+                Segment { arena: writer.finish().unwrap(), rows }
+            })
+            .collect();
+        Index { metric, routing, segments, damaged: None, read: Cell::new(0) }
+    }
+
+    fn ranks(&self, query: &[f32]) -> Vec<f64> {
+        let rows = self.segments.iter().flat_map(|segment| &segment.rows);
+        let mut ranks: Vec<f64> = rows.map(|row| self.metric.rank(query, row)).collect();
+        ranks.sort_by(f64::total_cmp);
+        ranks
+    }
+
+    fn search(&self, query: &[f32], params: Params, most: usize) -> Vec<Hit> {
+        let mut search = Search::new(self.metric, query, Some(&self.routing), params);
+        let mut rows = self;
+        let next =
+            || search.next(Some(&self.routing), &mut rows).unwrap_or_else(|never| match never {});
+        std::iter::from_fn(next).take(most).collect()
+    }
+
+    fn coded(&self, segment: u32, entry: usize) -> Bucket<'_> {
+        let arena = &self.segments[segment as usize].arena;
+        let of = &arena.buckets()[entry];
+        if self.damaged == Some(of.bucket) {
+            return Bucket::Uncoded { first_row: of.first_row, rows: u64::from(of.rows) };
+        }
+        let codes = arena.bucket(entry).unwrap();
+        Bucket::Coded(Coded {
+            bucket: of.bucket,
+            entry: entry as u32,
+            first_row: codes.first_row,
+            factors: codes.factors,
+            codes: codes.codes,
+            stride: codes.stride,
+            signs: codes.signs,
+        })
+    }
+}
+
+impl Rows for &Index {
+    type Error = Infallible;
+
+    fn segments(&self) -> u32 {
+        self.segments.len() as u32
+    }
+
+    fn bucket(&self, segment: u32, bucket: u32) -> Bucket<'_> {
+        let found = self.segments[segment as usize].arena.find(bucket);
+        found.map_or(Bucket::Empty, |entry| self.coded(segment, entry))
+    }
+
+    fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
+        self.coded(segment, entry as usize)
+    }
+
+    fn vector<T>(
+        &mut self,
+        segment: u32,
+        row: u64,
+        with: impl FnOnce(&[f32]) -> T,
+    ) -> Result<T, Infallible> {
+        self.read.set(self.read.get() + 1);
+        Ok(with(&self.segments[segment as usize].rows[row as usize]))
+    }
+}
+
+const SHAPES: [(Metric, usize); 7] = [
+    (Metric::L2, 64),
+    (Metric::L2, 16),
+    (Metric::Cosine, 100),
+    (Metric::Cosine, 20),
+    (Metric::InnerProduct, 128),
+    (Metric::InnerProduct, 5),
+    (Metric::L1, 70),
+];
+
+fn params(effort: Effort, order: Order) -> Params {
+    Params { effort, order, max_rows: u64::MAX, expected: 16 }
+}
+
+fn exact() -> Params {
+    params(Effort::new(1.0, 0, &Calibration::EVERYTHING), Order::Strict)
+}
+
+fn queries(dim: usize) -> impl Iterator<Item = Vec<f32>> {
+    let mut rng = SmallRng::seed_from_u64(9);
+    (0..8).map(move |_| (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect())
+}
+
+#[test]
+fn an_exact_search_delivers_what_a_look_at_every_row_does() {
+    for (metric, dim) in SHAPES {
+        let index = Index::new(metric, dim, &[3000, 700, 40], 1);
+        for query in queries(dim) {
+            let hits = index.search(&query, exact(), usize::MAX);
+            let ranks: Vec<f64> = hits.iter().map(|hit| hit.rank).collect();
+            assert_eq!(ranks, index.ranks(&query), "{metric:?} {dim}");
+        }
+    }
+}
+
+#[test]
+fn every_row_comes_once_however_far_a_search_goes_on() {
+    for (metric, dim) in SHAPES {
+        let mut index = Index::new(metric, dim, &[2000, 300], 2);
+        for damaged in [None, Some(3)] {
+            index.damaged = damaged;
+            for order in [Order::Strict, Order::Relaxed] {
+                for query in queries(dim).take(3) {
+                    let hits = index.search(&query, params(Effort::of(2), order), usize::MAX);
+                    let mut sources: Vec<(u32, u64)> = hits
+                        .iter()
+                        .map(|hit| match hit.source {
+                            Source::Segment { segment, row } => (segment, row),
+                            Source::Memory(place) => panic!("no row {place} in memory"),
+                        })
+                        .collect();
+                    sources.sort_unstable();
+                    sources.dedup();
+                    assert_eq!(sources.len(), 2300, "{metric:?} {dim}");
+                    assert!(hits.len() == 2300 || damaged.is_some(), "{metric:?} {dim}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn probing_every_bucket_finds_nearly_all_and_reads_few() {
+    for (metric, dim) in SHAPES {
+        let index = Index::new(metric, dim, &[4000, 500], 3);
+        let (mut found, mut wanted) = (0, 0);
+        for query in queries(dim) {
+            let hits = index.search(&query, params(Effort::of(1000), Order::Off), 10);
+            assert!(hits.is_sorted_by(|a, b| a.rank <= b.rank));
+            let worst = index.ranks(&query)[9];
+            found += hits.iter().filter(|hit| hit.rank <= worst).count();
+            wanted += 10;
+        }
+        assert!(found * 100 >= wanted * 97, "{metric:?} {dim}: {found} of {wanted}");
+        let each = index.read.get() / 8;
+        assert!(each <= 120, "{metric:?} {dim}: {each} vectors read for ten rows");
+    }
+}
+
+#[test]
+fn rows_in_memory_are_ranked_among_the_others() {
+    let index = Index::new(Metric::L2, 64, &[1000], 4);
+    let query = vec![0.1; 64];
+    let mut search = Search::new(Metric::L2, &query, Some(&index.routing), exact());
+    search.add(0, &query);
+    search.add(1, &[50.0; 64]);
+    let mut rows = &index;
+    let mut next = || search.next(Some(&index.routing), &mut rows).unwrap();
+    assert_eq!(next().map(|hit| hit.source), Some(Source::Memory(0)));
+    let rest: Vec<Hit> = std::iter::from_fn(next).collect();
+    assert_eq!(rest.len(), 1001);
+    assert_eq!(rest[1000].source, Source::Memory(1));
+}
+
+#[test]
+fn queries_that_are_no_numbers_still_get_every_row() {
+    for (metric, dim) in [(Metric::L2, 64), (Metric::Cosine, 64), (Metric::InnerProduct, 64)] {
+        let index = Index::new(metric, dim, &[500], 5);
+        for value in [f32::NAN, f32::INFINITY, 0.0, 1e30] {
+            let query = vec![value; dim];
+            for params in [exact(), params(Effort::of(1), Order::Strict)] {
+                assert_eq!(
+                    index.search(&query, params, usize::MAX).len(),
+                    500,
+                    "{metric:?} {value}"
+                );
+            }
+        }
+    }
+}
