@@ -65,6 +65,7 @@ impl Snapshot {
     }
 
     fn load(index: Index, view: &View, known: Option<&Snapshot>) -> Read<Snapshot> {
+        background::log_seen(index);
         let (manifest, _) = Manifest::read(index, view.manifest())?;
         let live_rows = manifest.live_rows();
         let calibration =

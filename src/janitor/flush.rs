@@ -38,10 +38,10 @@ impl fmt::Display for Flushed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "rows: {} from the log, {} from {} merged segments, segments: {}, buckets: {}{}",
+            "log rows: {}, merged segments: {} with {} rows, segments now: {}, buckets: {}{}",
             self.rows,
-            self.merged_rows,
             self.merged,
+            self.merged_rows,
             self.segments,
             self.buckets,
             if self.trained { " (trained anew)" } else { "" }

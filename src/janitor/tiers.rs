@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn a_row_is_written_a_logarithmic_number_of_times_into_a_handful_of_segments() {
-        let expected = [(10, 3.0, 4), (100, 6.0, 6), (1000, 8.0, 8), (10_000, 10.0, 10)];
+        let expected = [(10, 3.0, 4), (100, 6.0, 6), (1000, 8.0, 9), (10_000, 10.0, 11)];
         for (flushes, amplification, most) in expected {
             for mean in [1, 10, 4000] {
                 for base in [0, 1_000_000] {
@@ -85,7 +85,7 @@ mod tests {
                         "{base} rows and {flushes} flushes of {mean}: each written {written:.2} \
                          times, {segments} segments at most, {seen:.1} in the mean"
                     );
-                    assert!(written < amplification && segments <= most && seen < 6.0, "{case}");
+                    assert!(written < amplification && segments <= most && seen < 7.0, "{case}");
                     println!("{case}");
                 }
             }

@@ -49,8 +49,14 @@ pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
     shared::become_launcher();
     // What was announced to the one before may have been lost with it.
     shared::advance_epoch();
+    let mut was_on = true;
     loop {
         let until = step();
+        // Nothing was announced while it was off.
+        if settings::is_on() && !was_on {
+            shared::advance_epoch();
+        }
+        was_on = settings::is_on();
         // SAFETY: the process's own latch, on its own thread.
         unsafe {
             pg_sys::WaitLatch(

@@ -73,6 +73,22 @@ pub fn row_logged(index: Index, seen: u64) -> u64 {
     epoch
 }
 
+/// A session that has not seen this manifest before looks at the index. After a crash nobody else
+/// may know that there are rows in its log; they are taken for as new as the end of WAL.
+pub fn log_seen(index: Index) {
+    // SAFETY: plain calls on the process's own thread; the position is asked for outside of
+    // recovery only.
+    unsafe {
+        if is_on(index)
+            && persistence(index) == pg_sys::RELPERSISTENCE_PERMANENT
+            && !pg_sys::RecoveryInProgress()
+        {
+            let position = pg_sys::GetXLogInsertRecPtr();
+            shared::with_board(|board| board.announce(key(index), 0, position));
+        }
+    }
+}
+
 /// Asks the janitor to flush the log. False if it does not, so that somebody else has to.
 pub fn announce_flush(index: Index) -> bool {
     announce(index, board::FLUSH)

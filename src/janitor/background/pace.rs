@@ -18,8 +18,8 @@ const LONGEST: Duration = Duration::from_secs(10);
 /// A background job under way.
 #[derive(Clone, Copy)]
 struct Pace {
-    relation: pg_sys::Relation,
-    mode: pg_sys::LOCKMODE,
+    /// The relation whose lock may be in somebody's way, with its mode.
+    lock: Option<(pg_sys::Relation, pg_sys::LOCKMODE)>,
     /// End of the last pause.
     worked_since: Instant,
     watched: Instant,
@@ -30,11 +30,17 @@ thread_local! {
     static PACE: Cell<Option<Pace>> = const { Cell::new(None) };
 }
 
-/// This process works in the background on `relation`, which it has locked in `mode`, until the
-/// value returned is dropped.
-pub fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced {
+/// This process works in the background until the value returned is dropped, on a relation that it
+/// has open and locked in that mode.
+///
+/// # Safety
+/// They stay so.
+pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced {
     let now = Instant::now();
-    let pace = Pace { relation, mode, worked_since: now, watched: now, yields: false };
+    // The server does not tell who waits for a weaker lock: it may not be in the shared table.
+    let is_shared = mode >= pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE;
+    let lock = is_shared.then_some((relation, mode));
+    let pace = Pace { lock, worked_since: now, watched: now, yields: false };
     PACE.set(Some(pace));
     Paced(())
 }
@@ -64,11 +70,16 @@ pub fn has_yielded() -> bool {
 /// Whether somebody waits for a lock that the background job's is in the way of.
 pub fn must_yield() -> bool {
     let Some(mut pace) = PACE.get() else { return false };
+    let Some((relation, mode)) = pace.lock else { return false };
     if !pace.yields && pace.watched.elapsed() >= WATCH {
         pace.watched = Instant::now();
-        // SAFETY: the relation is open and locked in this mode as long as the job runs; called on
-        // the process's own thread.
-        pace.yields = unsafe { pg_sys::LockHasWaitersRelation(pace.relation, pace.mode) };
+        // SAFETY: the relation is open and locked in this mode as long as the job runs, and the
+        // lock is in the shared table; called on the process's own thread. What the last look at
+        // the catalog has left does not hold back vacuum while the job goes on.
+        unsafe {
+            pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
+            pg_sys::InvalidateCatalogSnapshotConditionally();
+        }
         PACE.set(Some(pace));
     }
     pace.yields

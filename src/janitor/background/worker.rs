@@ -127,9 +127,10 @@ fn run(relation: u32, work: u32) -> Outcome {
 }
 
 fn run_in_transaction(oid: pg_sys::Oid, work: u32) -> Outcome {
-    let mode = match work & FLUSH {
+    // The weakest lock whose waiters the server tells us of; during recovery there is none.
+    let mode = match kinds() & FLUSH {
         0 => pg_sys::AccessShareLock,
-        _ => pg_sys::RowExclusiveLock,
+        _ => pg_sys::ShareUpdateExclusiveLock,
     } as pg_sys::LOCKMODE;
     // SAFETY: in a transaction, on the process's own thread. The relation is locked before it is
     // opened, kept open for the job, and closed after it; its lock goes with the transaction.
@@ -176,9 +177,11 @@ fn perform(index: Index, work: u32) -> Outcome {
         let flushed = flush(index, &job).or_raise(index);
         drop(job);
         let took = begun.elapsed();
-        log(took, || {
-            format!("automatic flush of index \"{name}\": {flushed}, elapsed: {took:.2?}")
-        });
+        if flushed.rows > 0 || flushed.merged > 0 {
+            log(took, || {
+                format!("automatic flush of index \"{name}\": {flushed}, elapsed: {took:.2?}")
+            });
+        }
     }
     if work & ARENAS != 0 {
         show(&format!("drift: rebuild of arenas of index {name}"));
