@@ -53,8 +53,8 @@ impl fmt::Display for Flushed {
 const RETRAIN_GROWTH: u64 = 4;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
-/// Pages kept aside for the log.
-const LOG_SPARE_PAGES: u32 = 256;
+/// Pages kept aside for a log, between these bounds as many as it had.
+const LOG_RESERVE_PAGES: (u32, u32) = (16, 256);
 
 /// Memory a job may use for rows, in bytes.
 pub fn job_memory() -> usize {
@@ -184,8 +184,12 @@ pub fn commit(
         .flat_map(|extent| extent.start..extent.start + extent.len)
         .collect();
     let root = manifest.write(index, &blocks);
-    let spare = space.spare(LOG_SPARE_PAGES);
-    publish(index, &Flip { manifest: root, flushed, spare })?;
+    let reserve_pages = flushed.as_ref().map(|end| {
+        let (least, most) = LOG_RESERVE_PAGES;
+        end.pages_passed.clamp(least, most)
+    });
+    let spare = space.spare(reserve_pages.unwrap_or(0));
+    publish(index, &Flip { manifest: root, flushed, spare, reserve_pages })?;
     sweep(index, &manifest);
     Ok(())
 }

@@ -49,6 +49,12 @@ fn check(client: &mut Client) -> Result<()> {
     Ok(())
 }
 
+/// Sets a parameter of the server.
+fn set(client: &mut Client, name: &str, value: &str) -> Result<()> {
+    client.batch_execute(&format!("ALTER SYSTEM SET {name} = {value}"))?;
+    Ok(client.batch_execute("SELECT pg_reload_conf()")?)
+}
+
 /// Waits until a query with one boolean result says true.
 fn wait_until(client: &mut Client, condition: &str) -> Result<()> {
     let begun = Instant::now();
@@ -82,7 +88,7 @@ fn wait_for_worker(client: &mut Client) -> Result<i32> {
 /// A job that takes long: a budget so small that the worker mostly sleeps.
 fn slow_job(cluster: &Cluster, database: &str) -> Result<Client> {
     let mut client = cluster.connect_to(database)?;
-    client.batch_execute("ALTER SYSTEM SET drift.janitor_cost = 1; SELECT pg_reload_conf()")?;
+    set(&mut client, "drift.janitor_cost", "1")?;
     table(&mut client, 64)?;
     client.batch_execute("SET drift.log_limit = '16MB'")?;
     insert(&mut client, 64, 1, 30_000)?;
@@ -193,7 +199,7 @@ fn workers_and_launcher_are_terminated_and_come_again() -> Result<()> {
     // Cancelled, a job is tried again later.
     let worker = wait_for_worker(&mut client)?;
     client.execute("SELECT pg_cancel_backend($1)", &[&worker])?;
-    client.batch_execute("ALTER SYSTEM SET drift.janitor_cost = 100; SELECT pg_reload_conf()")?;
+    set(&mut client, "drift.janitor_cost", "100")?;
     wait_until(&mut client, &format!("{LOG_ROWS} = 0"))?;
     require_quiet_log(&cluster.log())
 }
@@ -235,7 +241,7 @@ fn a_killed_worker_takes_nothing_with_it() -> Result<()> {
     let query = format!("[{}1]", "0.5,".repeat(63));
     compare(&mut client, "t", DISTANCES[0], &query, Some(100))?;
     // The next insert tells the new launcher.
-    client.batch_execute("ALTER SYSTEM SET drift.janitor_cost = 100; SELECT pg_reload_conf()")?;
+    set(&mut client, "drift.janitor_cost", "100")?;
     insert(&mut client, 64, 80_001, 80_100)?;
     wait_until(&mut client, &format!("{LOG_ROWS} < 100"))?;
     compare(&mut client, "t", DISTANCES[0], &query, Some(100))
@@ -248,9 +254,7 @@ fn it_can_be_switched_off_and_on() -> Result<()> {
     table(&mut client, 8)?;
     let mut first = 1;
     for on in ["off", "on", "off", "on"] {
-        client.batch_execute(&format!(
-            "ALTER SYSTEM SET drift.janitor = {on}; SELECT pg_reload_conf()"
-        ))?;
+        set(&mut client, "drift.janitor", on)?;
         wait_until(&mut client, &format!("current_setting('drift.janitor') = '{on}'"))?;
         wait_until(&mut client, &format!("{WORKERS} = 0"))?;
         let said = cluster.log().matches("automatic flush").count();
@@ -351,7 +355,7 @@ fn writers_that_outrun_the_janitor_are_slowed_and_lose_nothing() -> Result<()> {
     check(&mut client)?;
     let rows = client.query_one("SELECT count(*) FROM t", &[])?.get::<_, i64>(0);
     ensure!(rows == 2 * 20 * 3000, "{rows}");
-    client.batch_execute("ALTER SYSTEM SET drift.janitor_cost = 100; SELECT pg_reload_conf()")?;
+    set(&mut client, "drift.janitor_cost", "100")?;
     insert(&mut client, 8, 1, 1000)?;
     wait_until(&mut client, &format!("{LOG_ROWS} < 3000"))?;
     check(&mut client)?;
@@ -409,8 +413,8 @@ fn the_memory_of_workers_does_not_grow() -> Result<()> {
             Ok(seen)
         });
         let inserted = (0..60).try_for_each(|round| -> Result<()> {
-            insert(&mut client, 8, round * 1000 + 1, round * 1000 + 1000)?;
-            client.batch_execute(&format!("DELETE FROM t WHERE id <= {}", (round - 3) * 1000))?;
+            insert(&mut client, 8, round * 3000 + 1, round * 3000 + 3000)?;
+            client.batch_execute(&format!("DELETE FROM t WHERE id <= {}", (round - 3) * 3000))?;
             Ok(client.batch_execute("VACUUM t")?)
         });
         done.store(true, Ordering::Relaxed);
