@@ -20,6 +20,8 @@ pub const ARENAS: u32 = 2;
 const SECOND: i64 = 1_000_000;
 /// Failures in a row after which nobody is to rely on the janitor for an index.
 const HOPELESS: u32 = 3;
+/// Failures in a row to get into a database after which it is taken for gone.
+const LOST: u32 = 6;
 /// The longest pause after a failure.
 const LONGEST_PAUSE: i64 = 300 * SECOND;
 /// How long a worker may take from its registration to its first step.
@@ -56,6 +58,9 @@ struct Seat {
     pid: i32,
     /// The worker is to leave.
     leave: u32,
+    /// The worker has got into the database.
+    arrived: u32,
+    unused: u32,
     since: i64,
 }
 
@@ -195,7 +200,7 @@ impl Board {
         self.cursor = (place as u32 + 1) % ENTRIES as u32;
         self.generation = self.generation.wrapping_add(1);
         let generation = self.generation;
-        self.seats[seat] = Seat { database, generation, pid: 0, leave: 0, since: now };
+        self.seats[seat] = Seat { database, generation, since: now, ..Seat::zeroed() };
         Some((Ticket { seat, generation }, database))
     }
 
@@ -208,7 +213,7 @@ impl Board {
     pub fn enter(&mut self, ticket: Ticket, pid: i32) -> Option<u32> {
         let database = self.holder(ticket)?.database;
         if self.is_barred(database) {
-            self.vacate(ticket, 0);
+            self.cancel(ticket);
             return None;
         }
         self.holder(ticket)?.pid = pid;
@@ -220,9 +225,11 @@ impl Board {
         self.holder(ticket).is_none_or(|seat| seat.leave != 0)
     }
 
-    /// A worker's next job.
+    /// The next job of a worker that is in the database.
     pub fn next(&mut self, ticket: Ticket, kinds: u32, now: i64) -> Next {
-        let Some(seat) = self.holder(ticket).copied() else { return Next::Leave };
+        let Some(seat) = self.holder(ticket) else { return Next::Leave };
+        seat.arrived = 1;
+        let seat = *seat;
         if seat.leave != 0 {
             return Next::Leave;
         }
@@ -259,16 +266,31 @@ impl Board {
         }
     }
 
-    /// The worker goes. A job it has not ended has failed.
-    pub fn vacate(&mut self, ticket: Ticket, now: i64) {
-        if let Some(entry) = self.job(ticket) {
-            let pause = SECOND << entry.failures.min(16);
-            entry.failures = entry.failures.saturating_add(1);
-            entry.give_back(now.saturating_add(pause.min(LONGEST_PAUSE)));
-        }
+    /// The worker could not be started, or is no longer needed.
+    pub fn cancel(&mut self, ticket: Ticket) {
         if let Some(seat) = self.holder(ticket) {
             *seat = Seat::zeroed();
         }
+    }
+
+    /// The worker goes. A job it has not ended has failed. If it has not even got into the
+    /// database, all that is to be done there has; a database that none gets into is forgotten.
+    pub fn vacate(&mut self, ticket: Ticket, now: i64) {
+        let Some(seat) = self.holder(ticket).copied() else { return };
+        if let Some(entry) = self.job(ticket) {
+            entry.fail(now);
+        }
+        if seat.arrived == 0 && seat.leave == 0 {
+            let there = |e: &&mut Entry| e.database == seat.database && e.taken == 0;
+            for entry in self.entries.iter_mut().filter(there) {
+                if entry.failures < LOST {
+                    entry.fail(now);
+                } else {
+                    *entry = Entry::zeroed();
+                }
+            }
+        }
+        self.cancel(ticket);
     }
 
     /// Keeps workers out of a database. False if there is no room.
@@ -354,6 +376,12 @@ impl Board {
 impl Entry {
     fn is_due(&self, kinds: u32, now: i64) -> bool {
         self.wanted & kinds != 0 && self.taken == 0 && self.not_before <= now
+    }
+
+    fn fail(&mut self, now: i64) {
+        let pause = SECOND << self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        self.give_back(now.saturating_add(pause.min(LONGEST_PAUSE)));
     }
 
     fn give_back(&mut self, not_before: i64) {
@@ -514,6 +542,23 @@ mod tests {
         board.reap(1001, |_| true);
         assert!(!board.is_barred(2), "stood too long");
         assert_eq!(board.enter(ticket, 100), None, "its seat has been given up");
+    }
+
+    #[test]
+    fn a_database_nobody_gets_into_is_forgotten() {
+        let mut board = board();
+        let mut now = 0;
+        for _ in 0..=LOST {
+            board.announce(A, FLUSH, 0);
+            let ticket = worker(&mut board, now);
+            board.vacate(ticket, now);
+            assert_eq!(board.seat(BOTH, now), None, "not at once again");
+            now += LONGEST_PAUSE;
+        }
+        assert_eq!(board.seat(BOTH, now), None);
+        board.announce(A, FLUSH, 0);
+        let ticket = worker(&mut board, now);
+        assert_eq!(board.next(ticket, BOTH, now), Next::Job { relation: 10, work: FLUSH });
     }
 
     #[test]

@@ -102,7 +102,7 @@ fn step() -> i64 {
         let registered = start(ticket);
         let was_short = shared::set_short(!registered);
         if !registered {
-            shared::with_board(|board| board.vacate(ticket, now));
+            shared::with_board(|board| board.cancel(ticket));
             if !was_short {
                 pg_sys::panic::ErrorReport::new(
                     PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
