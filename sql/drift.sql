@@ -1,6 +1,11 @@
 CREATE FUNCTION drift_handler(internal) RETURNS index_am_handler
     AS 'MODULE_PATHNAME' LANGUAGE C;
 
+-- A warning, if the server has not preloaded the library.
+CREATE FUNCTION drift_advise_preload() RETURNS void AS 'MODULE_PATHNAME' LANGUAGE C;
+SELECT drift_advise_preload();
+DROP FUNCTION drift_advise_preload();
+
 CREATE ACCESS METHOD drift TYPE INDEX HANDLER drift_handler;
 
 COMMENT ON ACCESS METHOD drift IS 'drift vector index access method';

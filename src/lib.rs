@@ -43,6 +43,7 @@ mod vector;
 #[::pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     hide_backtraces();
+    janitor::background::initialize();
     am::define_settings();
     janitor::watch_drops();
 }

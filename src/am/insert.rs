@@ -1,11 +1,12 @@
 //! INSERT and UPDATE: one append to the log.
 
+use super::backpressure::relieve;
 use super::build::heap_tid;
-use super::{key, options};
-use crate::janitor::{self, JobLock};
+use super::key;
+use crate::janitor::background;
 use crate::page::{append, Hint, Index, OrRaise, View};
 use crate::vector::{Detoasted, VectorError};
-use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
+use pgrx::{pg_guard, pg_sys};
 
 /// What a backend remembers of an index between inserts, in `rd_amcache`.
 #[derive(Clone, Copy)]
@@ -13,9 +14,11 @@ struct Memory {
     dims: usize,
     metric: crate::metric::Metric,
     hint: Option<Hint>,
+    /// What [`background::row_logged`] returned last.
+    announced: u64,
 }
 
-/// Appends a row to the log, and flushes the log if that filled it.
+/// Appends a row to the log, and sees to it that a log which that filled is flushed.
 #[pg_guard]
 #[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 pub unsafe extern "C-unwind" fn aminsert(
@@ -44,28 +47,12 @@ pub unsafe extern "C-unwind" fn aminsert(
         return false;
     }
     let appended = append(index, memory.hint, tid, &vector).or_raise(index);
-    remember(index, Memory { hint: Some(appended.hint), ..memory });
-    if appended.grown.is_some_and(is_due) {
-        if let Some(job) = JobLock::try_acquire(index) {
-            if let Err(fault) = janitor::flush(index, &job) {
-                // The row is in the log; what is wrong elsewhere is for its readers to be told.
-                pgrx::ereport!(
-                    WARNING,
-                    PgSqlErrorCode::ERRCODE_INDEX_CORRUPTED,
-                    format!("could not flush the log of index \"{}\": {fault:?}", index.name())
-                );
-            }
-        }
+    let announced = background::row_logged(index, memory.announced);
+    remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
+    if let Some((before, after)) = appended.grown {
+        relieve(index, before, after);
     }
     false
-}
-
-/// Whether a log that has grown is to be flushed: when it passes the limit, and, if that flush
-/// came to nothing, each quarter of the limit later.
-fn is_due((before, after): (u32, u32)) -> bool {
-    let limit = options::log_limit_pages();
-    let step = (limit / 4).max(1);
-    after > limit && (before <= limit || before / step != after / step)
 }
 
 /// What is remembered of the index, or read from its metapage.
@@ -74,7 +61,7 @@ fn recall(index: Index) -> Memory {
     let memory = unsafe { (*index.relation()).rd_amcache.cast::<Memory>().as_ref().copied() };
     memory.unwrap_or_else(|| {
         let view = View::take(index).or_raise(index);
-        Memory { dims: view.dims(), metric: view.metric, hint: None }
+        Memory { dims: view.dims(), metric: view.metric, hint: None, announced: 0 }
     })
 }
 

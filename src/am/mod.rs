@@ -11,8 +11,10 @@
 //! | `validate` | `amvalidate` |
 //! | `functions` | what SQL can ask of an index: `drift_flush`, `drift_index_info` |
 //!
+//! `backpressure` keeps logs short when they are written faster than they are flushed.
 //! `snapshot` keeps, for each backend, what its scans need of the current manifest.
 
+mod backpressure;
 mod build;
 mod cost;
 mod functions;

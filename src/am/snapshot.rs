@@ -1,8 +1,9 @@
 //! What this backend's scans need of an index's current manifest, kept until it changes.
 
-use crate::arena::{self, Arena, ArenaError, BucketCodes, RoutingArena};
+use crate::arena::{self, Arena, BucketCodes, RoutingArena};
 use crate::janitor::{
-    arena_place, load_router, open_routing, sweep_if_idle, ArenaBuilder, Crew, JobLock,
+    arena_place, background, load_router, open_arena, open_routing, sweep_if_idle, ArenaBuilder,
+    Crew, JobLock,
 };
 use crate::metric::Metric;
 use crate::page::{
@@ -72,6 +73,7 @@ impl Snapshot {
     }
 
     fn load(index: Index, view: &View, known: Option<&Snapshot>) -> Read<Snapshot> {
+        background::log_seen(index);
         let (manifest, _) = Manifest::read(index, view.manifest())?;
         let live_rows = manifest.live_rows();
         let calibration =
@@ -178,8 +180,9 @@ impl LiveSegment {
             || -> Read<Vec<BucketShape>> { segment.read_buckets(index, stored.buckets) };
         let mut arena = open_arena(index, metric, dims, &segment);
         let mut rebuilt = false;
-        if arena.is_none() {
-            // One backend makes it again; the others read pages meanwhile.
+        // Unless the janitor makes it, this scan reading pages meanwhile,
+        if arena.is_none() && !background::announce_arenas(index) {
+            // one backend makes it again; the others read pages.
             if let Some(_lock) = JobLock::try_arenas(index) {
                 arena = open_arena(index, metric, dims, &segment);
                 if arena.is_none() {
@@ -253,31 +256,6 @@ fn with_starts(shapes: Vec<BucketShape>) -> Vec<(BucketShape, u64)> {
             (shape, start)
         })
         .collect()
-}
-
-/// Maps a segment's arena if it is there and sound; an unsound one is reported and removed.
-fn open_arena(index: Index, metric: Metric, dims: usize, segment: &Segment) -> Option<Arena> {
-    let (directory, name) = arena_place(index, segment.id);
-    let identity = crate::arena::Identity {
-        segment: segment.id.as_u128(),
-        dim: dims as u32,
-        metric,
-        rows: segment.rows,
-        buckets: (segment.buckets.bytes / size_of::<BucketShape>() as u64) as u32,
-    };
-    match Arena::open(&directory, &name, &identity) {
-        Ok(arena) => Some(arena),
-        Err(ArenaError::Missing) => None,
-        Err(error) => {
-            pgrx::ereport!(
-                LOG,
-                pgrx::PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
-                format!("an arena of index \"{}\" is not usable: {error}", index.name()),
-                "It is derived from the index's pages and is made again."
-            );
-            None
-        }
-    }
 }
 
 /// Removes an arena whose codes did not match their checksum, so that it is made again.

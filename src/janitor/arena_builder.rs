@@ -1,6 +1,7 @@
 //! A segment's arena, made from its rows: while a segment is being written, or from pages when its
 //! arena is missing.
 
+use super::background::pace::breathe;
 use super::crew::Crew;
 use super::router::normalize_rows;
 use super::sweep::arena_place;
@@ -101,16 +102,27 @@ impl ArenaBuilder<'_> {
     /// # Errors
     /// What reading pages gave.
     pub fn rebuild(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
-        let map = RowMap::new(self.index, segment, self.dims)?;
-        let mut source = VectorReader::new(self.index, &map);
-        let plan = self.plan(shapes, &mut source)?;
-        let (directory, name) = arena_place(self.index, segment.id);
-        let layout = || self.layout(segment.id, shapes, &plan);
-        let on_disk = layout().and_then(|layout| Writer::create(&directory, &name, layout));
-        if let Some(arena) = self.fill_or_report(on_disk, &plan, &mut source)? {
+        if let Some(arena) = self.write_again(segment, shapes)? {
             return Ok(Some(arena));
         }
-        self.fill_or_report(layout().and_then(Writer::in_memory), &plan, &mut source)
+        let mut source = self.pages(segment)?;
+        let plan = self.plan(shapes, &mut source)?;
+        let layout = self.layout(segment.id, shapes, &plan);
+        self.fill_or_report(layout.and_then(Writer::in_memory), &plan, &mut source)
+    }
+
+    /// Makes the arena of a segment again from its pages, as a file. None when it could not be
+    /// written, which the log then tells.
+    ///
+    /// # Errors
+    /// What reading pages gave.
+    pub fn write_again(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
+        self.write(segment.id, shapes, &mut self.pages(segment)?)
+    }
+
+    fn pages(&self, segment: &Segment) -> Read<VectorReader> {
+        let map = RowMap::new(self.index, segment, self.dims)?;
+        Ok(VectorReader::new(self.index, &map))
     }
 
     /// Finds out which rows go where.
@@ -126,6 +138,7 @@ impl ArenaBuilder<'_> {
                 for (bucket, rows) in &own[group] {
                     first_buckets.extend(std::iter::repeat_n(*bucket, *rows as usize));
                 }
+                breathe();
                 source.block(second.len() as u64, first_buckets.len(), &mut vectors)?;
                 let (metric, dims, router) = (self.metric, self.dims, self.router);
                 let found = self.crew.run(|stop| {
@@ -193,7 +206,7 @@ impl ArenaBuilder<'_> {
                 for spilled in plan.spilled(entry) {
                     source.row(plan.row(*spilled), &mut vectors)?;
                 }
-                pgrx::check_for_interrupts!();
+                breathe();
             }
             let (metric, routing) = (self.metric, self.routing);
             let encoded = self.crew.run(|_| encode_run(metric, routing, plan, group, &vectors));

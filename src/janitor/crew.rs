@@ -4,6 +4,7 @@
 //! memory and return plain memory, and no signal is ever delivered to them. Meanwhile the backend
 //! watches for a cancel.
 
+use super::background::pace;
 use pgrx::{pg_sys, PgSqlErrorCode};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
@@ -16,18 +17,27 @@ pub struct Crew {
 
 /// How soon a cancel is noticed.
 const WATCH: Duration = Duration::from_millis(20);
+/// How much less than queries the threads of a background job weigh with the scheduler.
+const NICENESS: libc::c_int = 10;
 
 impl Crew {
-    /// As many threads as the machine has cores, but no more than parallel maintenance may use.
+    /// As many threads as the machine has cores, but no more than parallel maintenance may use; one
+    /// for a background job, which takes what time others leave.
     pub fn new() -> Crew {
         // SAFETY: reads a setting on the backend's own thread.
         let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
-        let allowed = usize::try_from(workers).unwrap_or(0) + 1;
+        let in_background = pace::is_background();
+        let allowed = if in_background { 1 } else { usize::try_from(workers).unwrap_or(0) + 1 };
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
         let _blocked = BlockedSignals::new();
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(allowed.min(cores))
             .thread_name(|nth| format!("drift {nth}"))
+            .start_handler(move |_| {
+                if in_background {
+                    step_back();
+                }
+            })
             .build();
         match pool {
             Ok(pool) => Crew { pool },
@@ -55,10 +65,10 @@ impl Crew {
             loop {
                 match watched.recv_timeout(WATCH) {
                     Ok(result) => break Some(result),
-                    Err(RecvTimeoutError::Timeout) if cancelled() => {
+                    Err(RecvTimeoutError::Timeout) if cancelled() || pace::must_yield() => {
                         stop.store(true, Ordering::Relaxed);
                     }
-                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Timeout) => absorb_barriers(),
                     // The thread panicked; leaving the scope passes its panic on.
                     Err(RecvTimeoutError::Disconnected) => break None,
                 }
@@ -74,6 +84,29 @@ impl Crew {
                     "canceling statement due to user request"
                 );
             }
+        }
+    }
+}
+
+/// Lowers the priority of the calling thread. It holds no lock of the server's, so nobody waits
+/// for it but its own job.
+fn step_back() {
+    // SAFETY: plain calls. On Linux the priority is a thread's own, and 0 means the calling one;
+    // if it cannot be lowered, nothing is lost but politeness.
+    #[cfg(target_os = "linux")]
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+    }
+}
+
+/// Answers processes that wait until all others have closed their files: they do not wait for the
+/// end of a long computation.
+fn absorb_barriers() {
+    // SAFETY: a flag that the signal handler sets, and the server's answer to it, on the backend's
+    // own thread with no lock held.
+    unsafe {
+        if std::ptr::read_volatile(&raw const pg_sys::ProcSignalBarrierPending) != 0 {
+            pg_sys::ProcessProcSignalBarrier();
         }
     }
 }

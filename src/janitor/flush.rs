@@ -1,31 +1,59 @@
 //! The job that turns log rows into a segment, and merges segments while it is at it.
 
+use super::background::{self, pace::breathe};
 use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
 use super::rows::RowStore;
 use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
+use super::tiers::due;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
     publish, read_log, Fault, Flip, Index, Manifest, Read, RowMap, Segment, Space, TidReader,
     VectorReader, View,
 };
 use pgrx::pg_sys;
+use std::fmt;
 
 /// What a flush did.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Flushed {
     /// Rows that left the log.
     pub rows: u64,
+    /// Segments written anew.
+    pub merged: usize,
+    /// Rows they had.
+    pub merged_rows: u64,
+    /// Segments now.
+    pub segments: usize,
+    /// Buckets now.
+    pub buckets: u32,
+    /// The buckets have been trained anew.
+    pub trained: bool,
+}
+
+impl fmt::Display for Flushed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "log rows: {}, merged segments: {} with {} rows, segments now: {}, buckets: {}{}",
+            self.rows,
+            self.merged,
+            self.merged_rows,
+            self.segments,
+            self.buckets,
+            if self.trained { " (trained anew)" } else { "" }
+        )
+    }
 }
 
 /// Rows grow so many times over before the router is trained anew on all of them.
 const RETRAIN_GROWTH: u64 = 4;
-/// A segment with less than this share of its rows alive is written anew.
-const LEAST_ALIVE: f64 = 0.7;
-/// Pages kept aside for the log.
-const LOG_SPARE_PAGES: u32 = 256;
+/// Rows read from the log between two breaths.
+const BREATH_ROWS: u64 = 256;
+/// Pages kept aside for a log, between these bounds as many as it had.
+const LOG_RESERVE_PAGES: (u32, u32) = (16, 256);
 
 /// Memory a job may use for rows, in bytes.
 pub fn job_memory() -> usize {
@@ -64,17 +92,21 @@ pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
 }
 
 fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
+    background::flush_begins(index);
     let (view, blocks) = View::take_with_blocks(index)?;
     let (manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
 
     let mut store = RowStore::new(dims, job_memory());
-    let end = read_log(index, &view, |_, tid, vector| {
+    let end = read_log(index, &view, |seq, tid, vector| {
         if tid.is_valid() {
             store.push(tid, vector);
         }
+        if seq % BREATH_ROWS == 0 {
+            breathe();
+        }
     })?;
-    let flushed = Flushed { rows: store.len() as u64 };
+    let mut flushed = Flushed { rows: store.len() as u64, ..Flushed::default() };
     let from_log = end.seq - view.log_head_seq();
 
     let total = manifest.live_rows() + flushed.rows;
@@ -102,6 +134,8 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
             store.push(tid, vector);
             buckets.push(bucket);
         })?;
+        flushed.merged += 1;
+        flushed.merged_rows += segment.live;
         for column in segment.columns() {
             space.release(column.extents.iter().copied());
         }
@@ -118,6 +152,7 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
                 kept.push(builder.build(&stored, &mut store, buckets, &mut space)?);
             }
             stored => {
+                flushed.trained = true;
                 let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
                 new_router = Some(router);
                 kept.push(segment);
@@ -126,6 +161,8 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
             }
         }
     }
+    flushed.segments = kept.len();
+    flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
     commit(index, job, manifest, Some(end), space)?;
     Ok(flushed)
@@ -145,8 +182,12 @@ pub fn commit(
         .flat_map(|extent| extent.start..extent.start + extent.len)
         .collect();
     let root = manifest.write(index, &blocks);
-    let spare = space.spare(LOG_SPARE_PAGES);
-    publish(index, &Flip { manifest: root, flushed, spare })?;
+    let reserve_pages = flushed.as_ref().map(|end| {
+        let (least, most) = LOG_RESERVE_PAGES;
+        end.pages_passed.clamp(least, most)
+    });
+    let spare = space.spare(reserve_pages.unwrap_or(0));
+    publish(index, &Flip { manifest: root, flushed, spare, reserve_pages })?;
     sweep(index, &manifest);
     Ok(())
 }
@@ -167,7 +208,7 @@ fn read_rows(
     let vectors = VectorReader::new(index, &map);
     let mut block = Vec::new();
     for page in 0..tids.pages() {
-        pgrx::check_for_interrupts!();
+        breathe();
         let tids = tids.page(page)?;
         block.clear();
         vectors.rows(u64::from(page) * TIDS_PER_PAGE as u64, tids.len(), &mut block)?;
@@ -180,52 +221,4 @@ fn read_rows(
         }
     }
     Ok(())
-}
-
-/// Which segments, given as rows and live rows, are to be written anew with `fresh` rows.
-///
-/// From the smallest on, each that is not more than twice what is being written anyway: sizes
-/// grow geometrically, so that their number, and how often a row is written, stay logarithmic.
-fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
-    let mut by_size: Vec<usize> = (0..segments.len()).collect();
-    by_size.sort_by_key(|nth| segments[*nth].1);
-    let mut merged = vec![false; segments.len()];
-    let mut writing = fresh;
-    for nth in by_size {
-        let (rows, live) = segments[nth];
-        let bloated = (live as f64) < rows as f64 * LEAST_ALIVE;
-        if bloated || (writing > 0 && live <= writing * 2) {
-            merged[nth] = true;
-            writing += live;
-        }
-    }
-    merged
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn steady_flushes_keep_few_segments_and_write_each_row_few_times() {
-        let (mut sizes, mut written) = (Vec::<(u64, u64)>::new(), 0);
-        for _ in 0..1000 {
-            let merged = due(&sizes, 10);
-            let sum: u64 =
-                10 + sizes.iter().zip(&merged).filter(|(_, m)| **m).map(|(s, _)| s.1).sum::<u64>();
-            let mut keep = merged.iter();
-            sizes.retain(|_| keep.next() == Some(&false));
-            sizes.push((sum, sum));
-            written += sum;
-            assert!(sizes.len() <= 12, "{sizes:?}");
-        }
-        assert_eq!(sizes.iter().map(|s| s.1).sum::<u64>(), 10_000);
-        assert!(written < 10_000 * 12, "{written}");
-    }
-
-    #[test]
-    fn segments_full_of_dead_rows_are_rewritten_though_nothing_is_fresh() {
-        assert_eq!(due(&[(1000, 990), (1000, 400)], 0), [false, true]);
-        assert_eq!(due(&[(1000, 990)], 0), [false]);
-    }
 }

@@ -1,19 +1,23 @@
 //! Jobs that rewrite segments: build, flush, merge, retrain, and vacuum's bulk delete.
 //!
 //! One job at a time holds the index's [`JobLock`]; each ends in one flip of the metapage. What
-//! it computes runs on a [`Crew`] of threads that know nothing of PostgreSQL.
+//! it computes runs on a [`Crew`] of threads that know nothing of PostgreSQL. Where the library is
+//! preloaded, [`background`] workers do the jobs that are left behind by inserts.
 
 mod arena_builder;
+pub mod background;
 mod crew;
 mod flush;
 mod lock;
 mod progress;
+mod rebuild;
 mod router;
 mod routing;
 mod rows;
 mod segment_builder;
 mod sweep;
 mod temp_file;
+mod tiers;
 mod transaction;
 mod vacuum;
 
@@ -22,6 +26,7 @@ pub use crew::Crew;
 pub use flush::{build, flush, job_memory};
 pub use lock::JobLock;
 pub use progress::{phase_name, Phase, Progress};
+pub use rebuild::{open_arena, rebuild_missing};
 pub use router::load as load_router;
 pub use routing::open_or_make as open_routing;
 pub use rows::RowStore;

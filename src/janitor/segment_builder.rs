@@ -1,6 +1,7 @@
 //! Rows to a segment: assign to buckets, sort by them, write pages and arena.
 
 use super::arena_builder::{ArenaBuilder, RowsInMemory};
+use super::background::pace::breathe;
 use super::crew::Crew;
 use super::progress::{Phase, Progress};
 use super::router::{self, normalize_rows};
@@ -147,6 +148,7 @@ impl SegmentBuilder<'_> {
                 }
             }
             self.progress.done((first + rows) as u64);
+            breathe();
         });
         let radius = |(sum, count): (f64, u64)| (sum / count.max(1) as f64).sqrt() as f32;
         Assigned { buckets, radii: squares.into_iter().zip(counts).map(radius).collect() }
@@ -250,7 +252,7 @@ impl SegmentBuilder<'_> {
                 file.write(&[0; 2]);
                 file.write(bytemuck::cast_slice(vector));
             }
-            pgrx::check_for_interrupts!();
+            breathe();
         });
         for (range, mut file) in parts.into_iter().zip(files) {
             let counts = &rows_of[range.clone()];
@@ -294,14 +296,20 @@ impl SegmentBuilder<'_> {
                 let (tid, vector) = row(nth);
                 output.tids.push(bytemuck::bytes_of(&tid));
                 output.vectors.push(bytemuck::cast_slice(vector));
+                if nth % BREATH_ROWS == 0 {
+                    breathe();
+                }
             }
             first += rows;
             output.written += rows as u64;
             self.progress.done(output.written);
-            pgrx::check_for_interrupts!();
+            breathe();
         }
     }
 }
+
+/// Rows written between two breaths.
+const BREATH_ROWS: usize = 256;
 
 /// What a segment is written to.
 struct Output {

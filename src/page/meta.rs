@@ -163,6 +163,8 @@ pub struct Flip {
     pub flushed: Option<LogEnd>,
     /// Runs that are free once the flip is done, for the log to grow into.
     pub spare: Vec<Extent>,
+    /// Pages to set aside for the log; what there is beyond that is given back.
+    pub reserve_pages: Option<u32>,
 }
 
 /// Commits a new manifest. The caller holds the job lock.
@@ -176,18 +178,41 @@ pub fn publish(index: Index, flip: &Flip) -> Read<()> {
         meta.log_head_block = end.block;
         meta.log_pages = meta.log_pages.saturating_sub(end.pages_passed).max(1);
     }
-    refill(&mut meta.log_reserve, &flip.spare);
+    if let Some(pages) = flip.reserve_pages {
+        refill(&mut meta.log_reserve, &flip.spare, pages);
+    }
     let change = Change::begin(index);
     write(&mut change.edit(&page), &meta);
     change.commit();
     Ok(())
 }
 
-/// Keeps the longest runs of what is left and what is spare.
-fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent]) {
+/// Keeps the longest runs of what is left and what is spare, `pages` pages of them.
+fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], pages: u32) {
     let mut runs: Vec<Extent> =
         reserve.iter().chain(spare).copied().filter(|extent| extent.len > 0).collect();
     runs.sort_by_key(|extent| std::cmp::Reverse(extent.len));
+    let mut left = pages;
+    for run in &mut runs {
+        run.len = run.len.min(left);
+        left -= run.len;
+    }
     runs.resize(LOG_RESERVE, Extent::zeroed());
     reserve.copy_from_slice(&runs);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_keeps_its_longest_runs_and_no_more_pages_than_it_is_to_have() {
+        let extent = |start, len| Extent { start, len };
+        let mut reserve = [Extent::zeroed(); LOG_RESERVE];
+        reserve[3] = extent(10, 4);
+        refill(&mut reserve, &[extent(100, 2), extent(200, 50)], 52);
+        assert_eq!(reserve[..3], [extent(200, 50), extent(10, 2), extent(100, 0)]);
+        refill(&mut reserve, &[], 8);
+        assert_eq!(reserve.iter().map(|run| run.len).sum::<u32>(), 8);
+    }
 }

@@ -6,7 +6,9 @@ use super::layout::{Extent, META_BLOCK};
 use super::manifest::Manifest;
 use super::meta::View;
 use super::Index;
-use pgrx::pg_sys;
+
+/// Pages added to the relation at a time.
+const EXTENSION: u32 = 64;
 
 /// The free pages of an index, handed out by the one job that holds the job lock.
 pub struct Space {
@@ -59,14 +61,18 @@ impl Space {
             taken.push(run);
         }
         while want > 0 {
-            let block = Locked::extend(self.index, pg_sys::ForkNumber::MAIN_FORKNUM).block();
-            if self.reserve.iter().any(|extent| extent.contains(block)) {
-                continue;
-            }
-            want -= 1;
-            match taken.last_mut() {
-                Some(run) if run.start + run.len == block => run.len += 1,
-                _ => taken.push(Extent { start: block, len: 1 }),
+            let batch = want.min(EXTENSION);
+            let first = Locked::extend_by(self.index, batch);
+            let end = first.checked_add(batch).unwrap_or_else(|| too_large());
+            for block in first..end {
+                if self.reserve.iter().any(|extent| extent.contains(block)) {
+                    continue;
+                }
+                want -= 1;
+                match taken.last_mut() {
+                    Some(run) if run.start + run.len == block => run.len += 1,
+                    _ => taken.push(Extent { start: block, len: 1 }),
+                }
             }
             pgrx::check_for_interrupts!();
         }

@@ -32,6 +32,7 @@ use crate::command::output;
 use crate::install::Tree;
 use crate::server::Server;
 use crate::state::State;
+use crate::user;
 
 /// How long a server may take to start or to stop: crash recovery is included.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -303,6 +304,14 @@ impl Cluster {
     pub fn kill9(&mut self) -> Result<()> {
         let mut server = self.server.take().context("the server does not run")?;
         server.kill9(PATIENCE)
+    }
+
+    /// Kills one of the server's processes with SIGKILL.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn kill_process(&self, pid: i32) -> Result<()> {
+        Ok(user::signal(u32::try_from(pid)?, libc::SIGKILL)?)
     }
 
     /// Stops the server (fast) and starts it.

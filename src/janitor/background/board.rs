@@ -1,0 +1,574 @@
+//! What is to be done and who does it: the table in shared memory, without the shared memory.
+//!
+//! Everything is fixed-width and plain, for processes that map it at no particular place. Times
+//! are microseconds of the server's clock, passed in.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Indexes that can be announced at a time.
+const ENTRIES: usize = 256;
+/// Workers at a time.
+pub const SEATS: usize = 2;
+/// Databases that can be barred at a time.
+const BARS: usize = 32;
+
+/// The log is to be flushed.
+pub const FLUSH: u32 = 1;
+/// An arena is missing.
+pub const ARENAS: u32 = 2;
+
+const SECOND: i64 = 1_000_000;
+/// Failures in a row after which nobody is to rely on the janitor for an index.
+const HOPELESS: u32 = 3;
+/// Failures in a row to get into a database after which it is taken for gone.
+const LOST: u32 = 6;
+/// The longest pause after a failure.
+const LONGEST_PAUSE: i64 = 300 * SECOND;
+/// How long a worker may take from its registration to its first step.
+const START_LIMIT: i64 = 60 * SECOND;
+
+/// An index with rows in its log, or with work.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Entry {
+    database: u32,
+    relation: u32,
+    /// [`FLUSH`], [`ARENAS`].
+    wanted: u32,
+    /// What a worker is at.
+    taken: u32,
+    failures: u32,
+    /// 1 + the seat of that worker.
+    seat: u32,
+    /// Nobody tries before.
+    not_before: i64,
+    /// WAL position of the oldest row that is in the log and not announced for a flush; 0 if none.
+    since: u64,
+}
+
+/// A worker's place.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Seat {
+    /// 0 while the seat is free.
+    database: u32,
+    /// Told to the worker, so that one that comes late does not take another's place.
+    generation: u32,
+    /// 0 until the worker has come.
+    pid: i32,
+    /// The worker is to leave.
+    leave: u32,
+    /// The worker has got into the database.
+    arrived: u32,
+    unused: u32,
+    since: i64,
+}
+
+/// A database that is to be free of workers.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Bar {
+    database: u32,
+    /// Whose statement it is.
+    pid: i32,
+    until: i64,
+}
+
+/// The table.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Board {
+    entries: [Entry; ENTRIES],
+    seats: [Seat; SEATS],
+    bars: [Bar; BARS],
+    generation: u32,
+    /// The entry after which to look for work, so that all get their turn.
+    cursor: u32,
+}
+
+/// A worker's ticket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// Number of the seat.
+    pub seat: usize,
+    /// Which worker on it.
+    pub generation: u32,
+}
+
+/// An index, by the OIDs of its database and itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// `pg_database.oid`.
+    pub database: u32,
+    /// `pg_class.oid`.
+    pub relation: u32,
+}
+
+/// What came of an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It is new; the launcher is to be woken.
+    New,
+    /// It was known.
+    Known,
+    /// The janitor has failed at this index again and again.
+    Failing,
+    /// There is no room.
+    Full,
+}
+
+/// A worker's next step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Do this to that relation.
+    Job {
+        /// `pg_class.oid`.
+        relation: u32,
+        /// [`FLUSH`], [`ARENAS`], or both.
+        work: u32,
+    },
+    /// Leave the database.
+    Leave,
+}
+
+impl Board {
+    fn entry(&mut self, key: Key) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|e| e.relation == key.relation && e.database == key.database)
+    }
+
+    /// Somebody has work for the janitor (`wanted`), or has put the first row since the last
+    /// flush into a log, at WAL position `since` (0: none that a checkpoint has to do with).
+    pub fn announce(&mut self, key: Key, wanted: u32, since: u64) -> Heard {
+        if self.entry(key).is_none() {
+            let free = self.entries.iter_mut().find(|entry| entry.relation == 0);
+            let Some(free) = free else { return Heard::Full };
+            *free = Entry { database: key.database, relation: key.relation, ..Entry::zeroed() };
+        }
+        let Some(entry) = self.entry(key) else { return Heard::Full };
+        if since != 0 && (entry.since == 0 || since < entry.since) {
+            entry.since = since;
+        }
+        let new = wanted & !entry.wanted != 0;
+        entry.wanted |= wanted;
+        match (entry.failures >= HOPELESS, new) {
+            (true, _) => Heard::Failing,
+            (false, true) => Heard::New,
+            (false, false) => Heard::Known,
+        }
+    }
+
+    /// Rows older than `redo` are to be flushed. Whether there are any.
+    pub fn seal(&mut self, redo: u64) -> bool {
+        let old = |entry: &&mut Entry| entry.since != 0 && entry.since < redo;
+        self.entries.iter_mut().filter(old).fold(false, |_, entry| {
+            entry.since = 0;
+            entry.wanted |= FLUSH;
+            true
+        })
+    }
+
+    /// A flush of this index begins to read its log: all that was announced so far is in hand.
+    pub fn flush_begins(&mut self, key: Key) {
+        if let Some(entry) = self.entry(key) {
+            entry.since = 0;
+            entry.wanted &= !FLUSH;
+            entry.forget_if_idle();
+        }
+    }
+
+    /// A database that has work of these kinds and needs a worker, which gets a seat.
+    pub fn seat(&mut self, kinds: u32, now: i64) -> Option<(Ticket, u32)> {
+        let seat = self.seats.iter().position(|seat| seat.database == 0)?;
+        let starting = |database: u32| {
+            self.seats.iter().filter(|s| s.database == database && s.pid == 0).count()
+        };
+        let places = (0..ENTRIES).map(|step| (self.cursor as usize + step) % ENTRIES);
+        let mut due = [0usize; ENTRIES];
+        let place = places.into_iter().find(|place| {
+            let entry = &self.entries[*place];
+            if !entry.is_due(kinds, now) || self.is_barred(entry.database) {
+                return false;
+            }
+            // One worker on its way is enough for one piece of work.
+            let first = (0..ENTRIES)
+                .find(|other| self.entries[*other].database == entry.database)
+                .unwrap_or(*place);
+            due[first] += 1;
+            due[first] > starting(entry.database)
+        })?;
+        let database = self.entries[place].database;
+        self.cursor = (place as u32 + 1) % ENTRIES as u32;
+        self.generation = self.generation.wrapping_add(1);
+        let generation = self.generation;
+        self.seats[seat] = Seat { database, generation, since: now, ..Seat::zeroed() };
+        Some((Ticket { seat, generation }, database))
+    }
+
+    fn holder(&mut self, ticket: Ticket) -> Option<&mut Seat> {
+        let seat = self.seats.get_mut(ticket.seat)?;
+        (seat.database != 0 && seat.generation == ticket.generation).then_some(seat)
+    }
+
+    /// A worker has come. The database it is for, unless it is no longer wanted.
+    pub fn enter(&mut self, ticket: Ticket, pid: i32) -> Option<u32> {
+        let database = self.holder(ticket)?.database;
+        if self.is_barred(database) {
+            self.cancel(ticket);
+            return None;
+        }
+        self.holder(ticket)?.pid = pid;
+        Some(database)
+    }
+
+    /// Whether a worker has been told to leave.
+    pub fn is_to_leave(&mut self, ticket: Ticket) -> bool {
+        self.holder(ticket).is_none_or(|seat| seat.leave != 0)
+    }
+
+    /// The next job of a worker that is in the database.
+    pub fn next(&mut self, ticket: Ticket, kinds: u32, now: i64) -> Next {
+        let Some(seat) = self.holder(ticket) else { return Next::Leave };
+        seat.arrived = 1;
+        let seat = *seat;
+        if seat.leave != 0 {
+            return Next::Leave;
+        }
+        let due = |e: &&mut Entry| e.database == seat.database && e.is_due(kinds, now);
+        // Those that wait longest since their last failure first.
+        let Some(entry) = self.entries.iter_mut().filter(due).min_by_key(|e| e.not_before) else {
+            return Next::Leave;
+        };
+        entry.taken = entry.wanted & kinds;
+        entry.wanted &= !kinds;
+        entry.seat = ticket.seat as u32 + 1;
+        entry.not_before = now;
+        Next::Job { relation: entry.relation, work: entry.taken }
+    }
+
+    fn job(&mut self, ticket: Ticket) -> Option<&mut Entry> {
+        self.holder(ticket)?;
+        let seat = ticket.seat as u32 + 1;
+        self.entries.iter_mut().find(|entry| entry.seat == seat && entry.taken != 0)
+    }
+
+    /// The job is done, or its relation is gone.
+    pub fn done(&mut self, ticket: Ticket) {
+        if let Some(entry) = self.job(ticket) {
+            (entry.taken, entry.seat, entry.failures) = (0, 0, 0);
+            entry.forget_if_idle();
+        }
+    }
+
+    /// The job could not be done now, for no fault of its own: it is tried again after `pause`.
+    pub fn postpone(&mut self, ticket: Ticket, now: i64, pause: i64) {
+        if let Some(entry) = self.job(ticket) {
+            entry.give_back(now.saturating_add(pause));
+        }
+    }
+
+    /// The worker could not be started, or is no longer needed.
+    pub fn cancel(&mut self, ticket: Ticket) {
+        if let Some(seat) = self.holder(ticket) {
+            *seat = Seat::zeroed();
+        }
+    }
+
+    /// The worker goes. A job it has not ended has failed. If it has not even got into the
+    /// database, all that is to be done there has; a database that none gets into is forgotten.
+    pub fn vacate(&mut self, ticket: Ticket, now: i64) {
+        let Some(seat) = self.holder(ticket).copied() else { return };
+        if let Some(entry) = self.job(ticket) {
+            entry.fail(now);
+        }
+        if seat.arrived == 0 && seat.leave == 0 {
+            let there = |e: &&mut Entry| e.database == seat.database && e.taken == 0;
+            for entry in self.entries.iter_mut().filter(there) {
+                if entry.failures < LOST {
+                    entry.fail(now);
+                } else {
+                    *entry = Entry::zeroed();
+                }
+            }
+        }
+        self.cancel(ticket);
+    }
+
+    /// Keeps workers out of a database. False if there is no room.
+    pub fn bar(&mut self, database: u32, pid: i32, until: i64) -> bool {
+        for seat in self.seats.iter_mut().filter(|seat| seat.database == database) {
+            seat.leave = 1;
+        }
+        match self.bars.iter_mut().find(|bar| bar.database == 0) {
+            Some(free) => *free = Bar { database, pid, until },
+            None => return false,
+        }
+        true
+    }
+
+    /// Lets workers into the database again, as far as this process is concerned.
+    pub fn unbar(&mut self, database: u32, pid: i32) {
+        let own = |bar: &&mut Bar| bar.database == database && bar.pid == pid;
+        if let Some(bar) = self.bars.iter_mut().find(own) {
+            *bar = Bar::zeroed();
+        }
+    }
+
+    fn is_barred(&self, database: u32) -> bool {
+        self.bars.iter().any(|bar| bar.database == database)
+    }
+
+    /// Whether workers are in a database or on their way; calls `pid` for those that are there.
+    pub fn is_visited(&self, database: u32, mut pid: impl FnMut(i32)) -> bool {
+        let mut visited = false;
+        for seat in self.seats.iter().filter(|seat| seat.database == database) {
+            visited = true;
+            if seat.pid != 0 {
+                pid(seat.pid);
+            }
+        }
+        visited
+    }
+
+    /// Tells all workers to leave when their job is done.
+    pub fn dismiss(&mut self) {
+        self.seats.iter_mut().for_each(|seat| seat.leave = 1);
+    }
+
+    /// A database is gone.
+    pub fn forget(&mut self, database: u32) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.database == database) {
+            *entry = Entry::zeroed();
+        }
+    }
+
+    /// Workers that have a job.
+    pub fn busy(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.taken != 0).count()
+    }
+
+    /// Frees what processes have left behind that ended without a word, and bars that have stood
+    /// too long.
+    pub fn reap(&mut self, now: i64, is_running: impl Fn(i32) -> bool) {
+        for bar in self.bars.iter_mut().filter(|bar| bar.database != 0) {
+            if bar.until < now || !is_running(bar.pid) {
+                *bar = Bar::zeroed();
+            }
+        }
+        for number in 0..SEATS {
+            let seat = self.seats[number];
+            let gone = match seat.pid {
+                0 => seat.since + START_LIMIT < now,
+                pid => !is_running(pid),
+            };
+            if seat.database != 0 && gone {
+                self.vacate(Ticket { seat: number, generation: seat.generation }, now);
+            }
+        }
+    }
+
+    /// When the next postponed piece of work of these kinds becomes due, if there is one.
+    pub fn next_due(&self, kinds: u32, now: i64) -> Option<i64> {
+        let waiting = |e: &&Entry| e.wanted & kinds != 0 && e.taken == 0 && e.not_before > now;
+        self.entries.iter().filter(waiting).map(|entry| entry.not_before).min()
+    }
+}
+
+impl Entry {
+    fn is_due(&self, kinds: u32, now: i64) -> bool {
+        self.wanted & kinds != 0 && self.taken == 0 && self.not_before <= now
+    }
+
+    fn fail(&mut self, now: i64) {
+        let pause = SECOND << self.failures.min(16);
+        self.failures = self.failures.saturating_add(1);
+        self.give_back(now.saturating_add(pause.min(LONGEST_PAUSE)));
+    }
+
+    fn give_back(&mut self, not_before: i64) {
+        self.wanted |= self.taken;
+        (self.taken, self.seat) = (0, 0);
+        self.not_before = not_before;
+    }
+
+    fn forget_if_idle(&mut self) {
+        if self.wanted == 0 && self.taken == 0 && self.since == 0 {
+            *self = Entry::zeroed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Key = Key { database: 1, relation: 10 };
+    const B: Key = Key { database: 1, relation: 11 };
+    const OTHER: Key = Key { database: 2, relation: 10 };
+    const BOTH: u32 = FLUSH | ARENAS;
+
+    fn board() -> Box<Board> {
+        bytemuck::zeroed_box()
+    }
+
+    fn worker(board: &mut Board, now: i64) -> Ticket {
+        let (ticket, database) = board.seat(BOTH, now).unwrap();
+        assert_eq!(board.enter(ticket, 100), Some(database));
+        ticket
+    }
+
+    #[test]
+    fn work_is_done_once_and_then_the_worker_leaves() {
+        let mut board = board();
+        assert_eq!(board.announce(A, FLUSH, 5), Heard::New);
+        assert_eq!(board.announce(A, FLUSH, 6), Heard::Known);
+        let ticket = worker(&mut board, 0);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+        assert_eq!(board.busy(), 1);
+        board.flush_begins(A);
+        board.done(ticket);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Leave);
+        board.vacate(ticket, 0);
+        assert_eq!(board.seat(BOTH, i64::MAX), None);
+        assert!(!board.seal(u64::MAX));
+    }
+
+    #[test]
+    fn what_is_announced_while_a_job_runs_is_not_forgotten() {
+        let mut board = board();
+        board.announce(A, FLUSH, 5);
+        let ticket = worker(&mut board, 0);
+        board.next(ticket, BOTH, 0);
+        board.flush_begins(A);
+        assert_eq!(board.announce(A, FLUSH, 9), Heard::New);
+        assert_eq!(board.seat(BOTH, 0), None, "nobody else takes the same index");
+        board.done(ticket);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    }
+
+    #[test]
+    fn a_checkpoint_seals_what_is_older() {
+        let mut board = board();
+        board.announce(A, 0, 50);
+        board.announce(A, 0, 70);
+        board.announce(B, 0, 60);
+        assert_eq!(board.seat(BOTH, 0), None);
+        assert!(!board.seal(50));
+        assert!(board.seal(51));
+        let ticket = worker(&mut board, 0);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+        board.done(ticket);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Leave, "the other is newer");
+    }
+
+    #[test]
+    fn one_worker_on_its_way_for_each_piece_of_work() {
+        let mut board = board();
+        board.announce(A, FLUSH, 0);
+        assert!(board.seat(BOTH, 0).is_some());
+        assert_eq!(board.seat(BOTH, 0), None);
+        board.announce(B, FLUSH, 0);
+        assert!(board.seat(BOTH, 0).is_some());
+        board.announce(OTHER, FLUSH, 0);
+        assert_eq!(board.seat(BOTH, 0), None, "all seats are taken");
+    }
+
+    #[test]
+    fn failures_are_retried_ever_later() {
+        let mut board = board();
+        let mut now = 0;
+        for failures in 0..12 {
+            let heard = board.announce(A, FLUSH, 0);
+            assert_eq!(heard == Heard::Failing, failures >= HOPELESS, "{failures}");
+            let ticket = worker(&mut board, now);
+            board.next(ticket, BOTH, now);
+            board.vacate(ticket, now);
+            let due = board.next_due(BOTH, now).unwrap();
+            assert_eq!(due - now, (SECOND << failures).min(LONGEST_PAUSE));
+            assert_eq!(board.seat(BOTH, due - 1), None);
+            now = due;
+        }
+        let ticket = worker(&mut board, now);
+        board.next(ticket, BOTH, now);
+        board.done(ticket);
+        assert_eq!(board.announce(A, FLUSH, 0), Heard::New, "success is taken note of");
+    }
+
+    #[test]
+    fn a_standby_is_asked_for_arenas_only() {
+        let mut board = board();
+        board.announce(A, BOTH, 0);
+        let (ticket, _) = board.seat(ARENAS, 0).unwrap();
+        board.enter(ticket, 1);
+        assert_eq!(board.next(ticket, ARENAS, 0), Next::Job { relation: 10, work: ARENAS });
+        board.done(ticket);
+        assert_eq!(board.next(ticket, ARENAS, 0), Next::Leave);
+        assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    }
+
+    #[test]
+    fn a_barred_database_gets_no_worker_and_loses_those_it_has() {
+        let mut board = board();
+        board.announce(A, FLUSH, 0);
+        board.announce(B, FLUSH, 0);
+        let there = worker(&mut board, 0);
+        let (coming, _) = board.seat(BOTH, 0).unwrap();
+        assert!(board.bar(1, 7, 1000));
+        assert!(board.is_to_leave(there));
+        assert_eq!(board.enter(coming, 101), None);
+        let mut pids = Vec::new();
+        assert!(board.is_visited(1, |pid| pids.push(pid)));
+        assert_eq!(pids, [100]);
+        board.vacate(there, 0);
+        assert!(!board.is_visited(1, |_| ()));
+        assert_eq!(board.seat(BOTH, 0), None);
+        board.unbar(1, 7);
+        assert!(board.seat(BOTH, 0).is_some());
+    }
+
+    #[test]
+    fn what_dead_processes_leave_is_freed() {
+        let mut board = board();
+        board.announce(A, FLUSH, 0);
+        let ticket = worker(&mut board, 0);
+        board.next(ticket, BOTH, 0);
+        board.bar(2, 7, 1000);
+        board.reap(10, |_| true);
+        assert_eq!(board.busy(), 1);
+        board.reap(10, |_| false);
+        assert_eq!(board.busy(), 0);
+        board.announce(OTHER, FLUSH, 0);
+        assert_eq!(board.seat(BOTH, 10).map(|(_, database)| database), Some(2));
+        board.bar(2, 7, 1000);
+        board.reap(1001, |_| true);
+        assert!(!board.is_barred(2), "stood too long");
+        assert_eq!(board.enter(ticket, 100), None, "its seat has been given up");
+    }
+
+    #[test]
+    fn a_database_nobody_gets_into_is_forgotten() {
+        let mut board = board();
+        let mut now = 0;
+        for _ in 0..=LOST {
+            board.announce(A, FLUSH, 0);
+            let ticket = worker(&mut board, now);
+            board.vacate(ticket, now);
+            assert_eq!(board.seat(BOTH, now), None, "not at once again");
+            now += LONGEST_PAUSE;
+        }
+        assert_eq!(board.seat(BOTH, now), None);
+        board.announce(A, FLUSH, 0);
+        let ticket = worker(&mut board, now);
+        assert_eq!(board.next(ticket, BOTH, now), Next::Job { relation: 10, work: FLUSH });
+    }
+
+    #[test]
+    fn a_full_table_says_so_and_a_dropped_database_makes_room() {
+        let mut board = board();
+        for relation in 1..=ENTRIES as u32 {
+            assert_eq!(board.announce(Key { database: 3, relation }, FLUSH, 0), Heard::New);
+        }
+        assert_eq!(board.announce(A, FLUSH, 0), Heard::Full);
+        board.forget(3);
+        assert_eq!(board.announce(A, FLUSH, 0), Heard::New);
+    }
+}

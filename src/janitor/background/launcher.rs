@@ -1,0 +1,145 @@
+//! The process that starts workers where there is work.
+//!
+//! It is connected to no database, so it is in nobody's way, but visible in pg_stat_activity and
+//! within reach of pg_terminate_backend.
+
+use super::board::{Ticket, FLUSH};
+use super::{handlers, kinds, now, reload_settings, set_name, settings, shared, LIBRARY};
+use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
+use std::ffi::c_int;
+
+/// How often it looks whether a checkpoint has begun.
+const INTERVAL: i64 = 1_000_000;
+/// Seconds after which the server starts it again if it has ended.
+const RESTART: c_int = 1;
+
+/// Has the server start the launcher when it is up, or, on a hot standby, consistent.
+pub fn register() {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: FLAGS,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
+        bgw_restart_time: RESTART,
+        ..Default::default()
+    };
+    set_name(&mut worker.bgw_name, "drift janitor launcher");
+    set_name(&mut worker.bgw_type, "drift janitor launcher");
+    set_name(&mut worker.bgw_library_name, LIBRARY);
+    set_name(&mut worker.bgw_function_name, "drift_janitor_launcher");
+    // SAFETY: called while the server preloads the library; the registration is copied.
+    unsafe { pg_sys::RegisterBackgroundWorker(&mut worker) };
+}
+
+const FLAGS: c_int =
+    (pg_sys::BGWORKER_SHMEM_ACCESS | pg_sys::BGWORKER_BACKEND_DATABASE_CONNECTION) as c_int;
+
+/// The launcher's main function.
+#[no_mangle]
+#[pg_guard]
+pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
+    // SAFETY: the first acts of a background worker, on its only thread, before any other thread
+    // could be.
+    unsafe {
+        pg_sys::pqsignal(libc::SIGHUP, Some(handlers::SignalHandlerForConfigReload));
+        pg_sys::pqsignal(libc::SIGTERM, Some(handlers::SignalHandlerForShutdownRequest));
+        pg_sys::BackgroundWorkerUnblockSignals();
+        pg_sys::BackgroundWorkerInitializeConnection(std::ptr::null(), std::ptr::null(), 0);
+        pg_sys::on_shmem_exit(Some(resign), pg_sys::Datum::from(0usize));
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+    }
+    shared::become_launcher();
+    // What was announced to the one before may have been lost with it.
+    shared::advance_epoch();
+    let mut was_on = true;
+    loop {
+        let until = step();
+        // Nothing was announced while it was off.
+        if settings::is_on() && !was_on {
+            shared::advance_epoch();
+        }
+        was_on = settings::is_on();
+        // SAFETY: the process's own latch, on its own thread.
+        unsafe {
+            pg_sys::WaitLatch(
+                pg_sys::MyLatch,
+                (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as c_int,
+                (until / 1000).max(1),
+                pg_sys::PG_WAIT_EXTENSION,
+            );
+            pg_sys::ResetLatch(pg_sys::MyLatch);
+        }
+        pgrx::check_for_interrupts!();
+        reload_settings();
+        // SAFETY: a flag that the signal handler sets; proc_exit does not return. Ended with 0 the
+        // launcher would not be started again.
+        unsafe {
+            if std::ptr::read_volatile(&raw const pg_sys::ShutdownRequestPending) != 0 {
+                pg_sys::proc_exit(1);
+            }
+        }
+    }
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn resign(_code: c_int, _argument: pg_sys::Datum) {
+    shared::resign_launcher();
+}
+
+/// Starts what workers are needed. Microseconds until there may be more to do.
+fn step() -> i64 {
+    let now = now();
+    let kinds = kinds();
+    shared::with_board(|board| board.reap(now, is_running));
+    if !settings::is_on() {
+        shared::with_board(|board| board.dismiss());
+        return INTERVAL;
+    }
+    if kinds & FLUSH != 0 {
+        // SAFETY: a plain call on a server that is not in recovery.
+        let redo = unsafe { pg_sys::GetRedoRecPtr() };
+        shared::with_board(|board| board.seal(redo));
+    }
+    while let Some((ticket, _)) = shared::with_board(|board| board.seat(kinds, now)).flatten() {
+        let registered = start(ticket);
+        let was_short = shared::set_short(!registered);
+        if !registered {
+            shared::with_board(|board| board.cancel(ticket));
+            if !was_short {
+                pg_sys::panic::ErrorReport::new(
+                    PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                    "no background worker is free for the drift janitor",
+                    pgrx::function_name!(),
+                )
+                .set_detail("Inserts and VACUUM flush the logs of drift indexes meanwhile.")
+                .set_hint("Consider increasing max_worker_processes.")
+                .report(pgrx::PgLogLevel::LOG);
+            }
+            break;
+        }
+    }
+    let due = shared::with_board(|board| board.next_due(kinds, now)).flatten();
+    due.map_or(INTERVAL, |due| (due - now).clamp(0, INTERVAL))
+}
+
+/// Registers a worker. False if the server has no room for another one.
+fn start(ticket: Ticket) -> bool {
+    let mut worker = pg_sys::BackgroundWorker {
+        bgw_flags: FLAGS,
+        bgw_start_time: pg_sys::BgWorkerStartTime::BgWorkerStart_ConsistentState,
+        bgw_restart_time: pg_sys::BGW_NEVER_RESTART,
+        bgw_main_arg: super::worker::argument(ticket),
+        // SAFETY: a variable of the process, read on its own thread.
+        bgw_notify_pid: unsafe { pg_sys::MyProcPid },
+        ..Default::default()
+    };
+    set_name(&mut worker.bgw_name, "drift janitor");
+    set_name(&mut worker.bgw_type, "drift janitor");
+    set_name(&mut worker.bgw_library_name, LIBRARY);
+    set_name(&mut worker.bgw_function_name, "drift_janitor_worker");
+    // SAFETY: called in a background worker; the registration is copied, and no handle asked for.
+    unsafe { pg_sys::RegisterDynamicBackgroundWorker(&mut worker, std::ptr::null_mut()) }
+}
+
+fn is_running(pid: i32) -> bool {
+    // SAFETY: signal 0 only asks whether the process is there.
+    unsafe { libc::kill(pid, 0) == 0 }
+}

@@ -1,0 +1,141 @@
+//! The share of a core a background job keeps to, and what it gives way to.
+//!
+//! A job calls [`breathe`] between pieces of work, with no page locked. In a foreground job that is
+//! no more than a look for a cancel.
+
+use super::{settings, shared};
+use pgrx::{pg_sys, PgSqlErrorCode};
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Pauses shorter than this are put off until they have added up.
+const SHORT: Duration = Duration::from_millis(2);
+/// How often a job looks whether it is in somebody's way.
+const WATCH: Duration = Duration::from_millis(50);
+/// The longest pause at a time.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// A background job under way.
+#[derive(Clone, Copy)]
+struct Pace {
+    /// The relation whose lock may be in somebody's way, with its mode.
+    lock: Option<(pg_sys::Relation, pg_sys::LOCKMODE)>,
+    /// End of the last pause.
+    worked_since: Instant,
+    watched: Instant,
+    yields: bool,
+}
+
+thread_local! {
+    static PACE: Cell<Option<Pace>> = const { Cell::new(None) };
+}
+
+/// This process works in the background until the value returned is dropped, on a relation that it
+/// has open and locked in that mode.
+///
+/// # Safety
+/// They stay so.
+pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced {
+    let now = Instant::now();
+    // The server does not tell who waits for a weaker lock: it may not be in the shared table.
+    let is_shared = mode >= pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE;
+    let lock = is_shared.then_some((relation, mode));
+    let pace = Pace { lock, worked_since: now, watched: now, yields: false };
+    PACE.set(Some(pace));
+    Paced(())
+}
+
+/// As long as it lives, a background job is under way.
+pub struct Paced(());
+
+impl Drop for Paced {
+    fn drop(&mut self) {
+        // What the job gave way to is still asked for after it has unwound.
+        if !std::thread::panicking() {
+            PACE.set(None);
+        }
+    }
+}
+
+/// Whether this is a background job.
+pub fn is_background() -> bool {
+    PACE.get().is_some()
+}
+
+/// Whether the job that ended with an error has given way to somebody.
+pub fn has_yielded() -> bool {
+    PACE.get().is_some_and(|pace| pace.yields)
+}
+
+/// Whether somebody waits for a lock that the background job's is in the way of.
+pub fn must_yield() -> bool {
+    let Some(mut pace) = PACE.get() else { return false };
+    let Some((relation, mode)) = pace.lock else { return false };
+    if !pace.yields && pace.watched.elapsed() >= WATCH {
+        pace.watched = Instant::now();
+        // SAFETY: the relation is open and locked in this mode as long as the job runs, and the
+        // lock is in the shared table; called on the process's own thread. What the last look at
+        // the catalog has left does not hold back vacuum while the job goes on.
+        unsafe {
+            pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
+            pg_sys::InvalidateCatalogSnapshotConditionally();
+        }
+        PACE.set(Some(pace));
+    }
+    pace.yields
+}
+
+/// Ends a job that is in somebody's way or has been cancelled, and pauses as long as the janitor's
+/// share of a core asks for.
+pub fn breathe() {
+    pgrx::check_for_interrupts!();
+    let Some(pace) = PACE.get() else { return };
+    yield_if_asked();
+    let worked = pace.worked_since.elapsed();
+    if worked < SHORT {
+        return;
+    }
+    let workers = shared::with_board(|board| board.busy()).unwrap_or(1).max(1);
+    let share = settings::share() / workers as f64;
+    let pause = worked.mul_f64((1.0 / share - 1.0).max(0.0)).min(LONGEST);
+    if pause < SHORT {
+        return;
+    }
+    let until = Instant::now() + pause;
+    loop {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            break;
+        }
+        sleep(left.min(WATCH));
+        yield_if_asked();
+    }
+    if let Some(pace) = PACE.get() {
+        PACE.set(Some(Pace { worked_since: Instant::now(), ..pace }));
+    }
+}
+
+fn yield_if_asked() {
+    if must_yield() {
+        pgrx::ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_QUERY_CANCELED,
+            "canceling a drift janitor's job that is in another's way"
+        );
+    }
+}
+
+/// Sleeps; a cancel or a shutdown ends it, and the statement.
+pub fn sleep(duration: Duration) {
+    // SAFETY: the process's own latch, on its own thread, with no page locked.
+    unsafe {
+        pg_sys::WaitLatch(
+            pg_sys::MyLatch,
+            (pg_sys::WL_LATCH_SET | pg_sys::WL_TIMEOUT | pg_sys::WL_EXIT_ON_PM_DEATH) as i32,
+            duration.as_millis().max(1) as std::ffi::c_long,
+            pg_sys::PG_WAIT_EXTENSION,
+        );
+        pg_sys::ResetLatch(pg_sys::MyLatch);
+    }
+    pgrx::check_for_interrupts!();
+}

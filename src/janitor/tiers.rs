@@ -1,0 +1,100 @@
+//! Which segments are written anew, and when.
+
+/// A segment with less than this share of its rows alive is written anew.
+const LEAST_ALIVE: f64 = 0.7;
+
+/// Which segments, given as rows and live rows, are to be written anew with `fresh` rows.
+///
+/// From the smallest on, each that is not more than twice what is being written anyway: sizes
+/// grow geometrically, so that their number, and how often a row is written, stay logarithmic.
+pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
+    let mut by_size: Vec<usize> = (0..segments.len()).collect();
+    by_size.sort_by_key(|nth| segments[*nth].1);
+    let mut merged = vec![false; segments.len()];
+    let mut writing = fresh;
+    for nth in by_size {
+        let (rows, live) = segments[nth];
+        let bloated = (live as f64) < rows as f64 * LEAST_ALIVE;
+        if bloated || (writing > 0 && live <= writing * 2) {
+            merged[nth] = true;
+            writing += live;
+        }
+    }
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    /// What flushes have made of an index.
+    #[derive(Default)]
+    struct Simulation {
+        segments: Vec<(u64, u64)>,
+        written: u64,
+        most_segments: usize,
+        segments_seen: usize,
+    }
+
+    impl Simulation {
+        fn flush(&mut self, fresh: u64) {
+            let merged = due(&self.segments, fresh);
+            let mut keep = merged.iter().map(|merged| !merged);
+            let mut written = fresh;
+            self.segments.retain(|(_, live)| {
+                let keep = keep.next() == Some(true);
+                written += if keep { 0 } else { *live };
+                keep
+            });
+            self.segments.push((written, written));
+            self.written += written;
+            self.most_segments = self.most_segments.max(self.segments.len());
+            self.segments_seen += self.segments.len();
+        }
+    }
+
+    /// Flushes of varying size into an index that has `base` rows: how often each row was written,
+    /// the most segments there were, and their mean.
+    fn simulate(base: u64, flushes: u32, mean: u64) -> (f64, usize, f64) {
+        let mut rng = SmallRng::seed_from_u64(mean);
+        let mut index = Simulation::default();
+        if base > 0 {
+            index.segments.push((base, base));
+        }
+        let mut rows = 0;
+        for _ in 0..flushes {
+            let fresh = rng.random_range(mean / 2..=mean * 3 / 2).max(1);
+            index.flush(fresh);
+            rows += fresh;
+        }
+        assert_eq!(index.segments.iter().map(|s| s.1).sum::<u64>(), base + rows);
+        let mean = index.segments_seen as f64 / f64::from(flushes);
+        (index.written as f64 / rows as f64, index.most_segments, mean)
+    }
+
+    #[test]
+    fn a_row_is_written_a_logarithmic_number_of_times_into_a_handful_of_segments() {
+        let expected = [(10, 3.0, 4), (100, 6.0, 6), (1000, 8.0, 9), (10_000, 10.0, 11)];
+        for (flushes, amplification, most) in expected {
+            for mean in [1, 10, 4000] {
+                for base in [0, 1_000_000] {
+                    let (written, segments, seen) = simulate(base, flushes, mean);
+                    let case = format!(
+                        "{base} rows and {flushes} flushes of {mean}: each written {written:.2} \
+                         times, {segments} segments at most, {seen:.1} in the mean"
+                    );
+                    assert!(written < amplification && segments <= most && seen < 7.0, "{case}");
+                    println!("{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn segments_full_of_dead_rows_are_rewritten_though_nothing_is_fresh() {
+        assert_eq!(due(&[(1000, 990), (1000, 400)], 0), [false, true]);
+        assert_eq!(due(&[(1000, 990)], 0), [false]);
+    }
+}
