@@ -7,6 +7,7 @@
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | [`quant`] | int8 codes of residuals and the bounds of their error |
 //! | [`cluster`] | k-means and the router over its centroids |
+//! | [`graph`] | an HNSW over f32 vectors in shared memory |
 //! | [`arena`] | mmapped files of codes, derived from pages |
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
@@ -21,6 +22,7 @@
 
 pub mod arena;
 pub mod cluster;
+pub mod graph;
 pub mod metric;
 pub mod quant;
 pub mod search;
