@@ -11,6 +11,7 @@
 //! | [`arena`] | mmapped files of codes, derived from pages |
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
+//! | `memtable` | rows of the log in shared memory |
 //! | `janitor` | jobs that rewrite segments: flush, merge, vacuum |
 //! | `vector` | the SQL type |
 //! | `am` | the access method, one file a callback |
@@ -33,6 +34,8 @@ mod am;
 #[cfg(feature = "pg15")]
 mod janitor;
 #[cfg(feature = "pg15")]
+mod memtable;
+#[cfg(feature = "pg15")]
 mod page;
 #[cfg(feature = "pg15")]
 mod vector;
@@ -45,6 +48,7 @@ mod vector;
 #[::pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     hide_backtraces();
+    memtable::define_settings();
     am::define_settings();
     janitor::watch_drops();
 }

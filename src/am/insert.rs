@@ -3,6 +3,7 @@
 use super::build::heap_tid;
 use super::{key, options};
 use crate::janitor::{self, JobLock};
+use crate::memtable;
 use crate::page::{append, Hint, Index, OrRaise, View};
 use crate::vector::{Detoasted, VectorError};
 use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
@@ -45,6 +46,7 @@ pub unsafe extern "C-unwind" fn aminsert(
     }
     let appended = append(index, memory.hint, tid, &vector).or_raise(index);
     remember(index, Memory { hint: Some(appended.hint), ..memory });
+    memtable::publish(index, &appended, tid, &vector);
     if appended.grown.is_some_and(is_due) {
         if let Some(job) = JobLock::try_acquire(index) {
             if let Err(fault) = janitor::flush(index, &job) {

@@ -11,13 +11,15 @@
 //! | `validate` | `amvalidate` |
 //! | `functions` | what SQL can ask of an index: `drift_flush`, `drift_index_info` |
 //!
-//! `snapshot` keeps, for each backend, what its scans need of the current manifest.
+//! `snapshot` keeps, for each backend, what its scans need of the current manifest; `log_rows` is
+//! what a scan was given of the log.
 
 mod build;
 mod cost;
 mod functions;
 mod insert;
 mod key;
+mod log_rows;
 mod options;
 mod scan;
 mod snapshot;

@@ -23,6 +23,13 @@ pub unsafe trait Region {
     fn chunk(&self, nth: u32) -> Option<&[AtomicU32]>;
 }
 
+// SAFETY: as the region it refers to.
+unsafe impl<R: Region> Region for &R {
+    fn chunk(&self, nth: u32) -> Option<&[AtomicU32]> {
+        (**self).chunk(nth)
+    }
+}
+
 /// How many rows there are.
 #[derive(Debug, Default)]
 #[repr(C)]
@@ -34,6 +41,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// Rows that are published, and those of them that are linked.
+    pub fn counts(&self) -> (u32, u32) {
+        let linked = self.linked.load(Ordering::Acquire);
+        let len = self.len.load(Ordering::Acquire);
+        (len, linked.min(len))
+    }
+
     /// No rows. Nobody else uses the graph at this moment.
     pub fn clear(&self) {
         self.linked.store(0, Ordering::Relaxed);
@@ -82,7 +96,7 @@ impl Shape {
 
 /// A graph in a region.
 pub struct Graph<'a, R> {
-    region: &'a R,
+    region: R,
     header: &'a Header,
     shape: Shape,
     pub(super) metric: Metric,
@@ -90,7 +104,7 @@ pub struct Graph<'a, R> {
 
 impl<'a, R: Region> Graph<'a, R> {
     /// The graph of `shape` that is in `region`, of rows counted by `header`.
-    pub fn new(region: &'a R, header: &'a Header, shape: Shape, metric: Metric) -> Self {
+    pub fn new(region: R, header: &'a Header, shape: Shape, metric: Metric) -> Self {
         Graph { region, header, shape, metric }
     }
 
@@ -106,7 +120,7 @@ impl<'a, R: Region> Graph<'a, R> {
 
     /// Rows, from the first on, that are linked; not more than are published.
     pub fn linked(&self) -> u32 {
-        self.header.linked.load(Ordering::Acquire).min(self.len())
+        self.header.counts().1
     }
 
     pub(super) fn set_linked(&self, linked: u32) {
@@ -173,7 +187,7 @@ impl<'a, R: Region> Graph<'a, R> {
     ///
     /// # Errors
     /// [`Corrupt`] if its chunk is not there.
-    pub fn vector(&self, row: u32) -> Result<&'a [f32], Corrupt> {
+    pub fn vector(&self, row: u32) -> Result<&[f32], Corrupt> {
         let (chunk, at) = self.place(row)?;
         let dims = self.shape.dims;
         chunk.get(at * dims..(at + 1) * dims).map(as_floats).ok_or(Corrupt)
@@ -201,7 +215,7 @@ impl<'a, R: Region> Graph<'a, R> {
     }
 
     /// The words of a row's links on level 0.
-    pub(super) fn base_links(&self, row: u32) -> Result<&'a [AtomicU32], Corrupt> {
+    pub(super) fn base_links(&self, row: u32) -> Result<&[AtomicU32], Corrupt> {
         let (chunk, at) = self.place(row)?;
         let start = self.shape.links_start() + at * BASE_LINKS;
         chunk.get(start..start + BASE_LINKS).ok_or(Corrupt)
@@ -212,7 +226,7 @@ impl<'a, R: Region> Graph<'a, R> {
         &self,
         level: u32,
         row: u32,
-    ) -> Result<[&'a AtomicU32; UPPER_LINKS], Corrupt> {
+    ) -> Result<[&AtomicU32; UPPER_LINKS], Corrupt> {
         let word = |nth: usize| {
             let (row, which) = upper_place(level, row, nth as u32);
             let (chunk, at) = self.place(row)?;
@@ -227,13 +241,17 @@ impl<'a, R: Region> Graph<'a, R> {
         Ok(words)
     }
 
-    fn label_words(&self, chunk: &'a [AtomicU32], at: usize) -> Result<&'a [AtomicU32], Corrupt> {
+    fn label_words<'c>(
+        &self,
+        chunk: &'c [AtomicU32],
+        at: usize,
+    ) -> Result<&'c [AtomicU32], Corrupt> {
         let start = self.shape.labels_start() + at * LABEL_WORDS;
         chunk.get(start..start + LABEL_WORDS).ok_or(Corrupt)
     }
 
     /// The chunk of `row` and its place in it.
-    fn place(&self, row: u32) -> Result<(&'a [AtomicU32], usize), Corrupt> {
+    fn place(&self, row: u32) -> Result<(&[AtomicU32], usize), Corrupt> {
         let nth = row / self.shape.rows_per_chunk;
         let at = row - nth * self.shape.rows_per_chunk;
         match self.region.chunk(nth) {

@@ -7,10 +7,11 @@ use super::router;
 use super::rows::RowStore;
 use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
+use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Fault, Flip, Index, Manifest, Read, Segment, Space, TidReader, VectorReader,
-    View,
+    publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, Segment, Space, TidReader,
+    VectorReader, View,
 };
 use pgrx::pg_sys;
 
@@ -87,6 +88,7 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
         return Ok(flushed);
     }
 
+    memtable::seal(index, end.start());
     let mut log_blocks = end.passed.clone();
     log_blocks.push(end.block);
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
@@ -138,7 +140,7 @@ pub fn commit(
     index: Index,
     _job: &JobLock,
     manifest: Manifest,
-    flushed: Option<crate::page::LogEnd>,
+    flushed: Option<LogEnd>,
     mut space: Space,
 ) -> Read<()> {
     let blocks: Vec<u32> = space
@@ -148,7 +150,11 @@ pub fn commit(
         .collect();
     let root = manifest.write(index, &blocks);
     let spare = space.spare(LOG_SPARE_PAGES);
+    let head = flushed.as_ref().map(LogEnd::start);
     publish(index, &Flip { manifest: root, flushed, spare })?;
+    if let Some(head) = head {
+        memtable::trim(index, head);
+    }
     sweep(index, &manifest);
     Ok(())
 }
