@@ -52,7 +52,7 @@ fn filled<'a>(
     metric: Metric,
     dims: usize,
     rows: &[f32],
-) -> Graph<'a, Memory> {
+) -> Graph<'a, &'a Memory> {
     let graph = Graph::new(memory, header, shape, metric);
     for (row, vector) in rows.chunks_exact(dims).enumerate() {
         graph.put(row as u32, row as u64 * 7, vector).unwrap();
