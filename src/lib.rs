@@ -7,9 +7,11 @@
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | [`quant`] | int8 codes of residuals and the bounds of their error |
 //! | [`cluster`] | k-means and the router over its centroids |
+//! | [`graph`] | an HNSW over f32 vectors in shared memory |
 //! | [`arena`] | mmapped files of codes, derived from pages |
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
+//! | `memtable` | rows of the log in shared memory |
 //! | `janitor` | jobs that rewrite segments: flush, merge, vacuum |
 //! | `vector` | the SQL type |
 //! | `am` | the access method, one file a callback |
@@ -21,6 +23,7 @@
 
 pub mod arena;
 pub mod cluster;
+pub mod graph;
 pub mod metric;
 pub mod quant;
 pub mod search;
@@ -30,6 +33,8 @@ pub mod simd;
 mod am;
 #[cfg(feature = "pg15")]
 mod janitor;
+#[cfg(feature = "pg15")]
+mod memtable;
 #[cfg(feature = "pg15")]
 mod page;
 #[cfg(feature = "pg15")]
@@ -44,6 +49,7 @@ mod vector;
 pub extern "C-unwind" fn _PG_init() {
     hide_backtraces();
     janitor::background::initialize();
+    memtable::define_settings();
     am::define_settings();
     janitor::watch_drops();
 }

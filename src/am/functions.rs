@@ -3,6 +3,7 @@
 use super::scan::on_newest;
 use super::snapshot::Snapshot;
 use crate::janitor::{self, JobLock};
+use crate::memtable;
 use crate::page::{read_log, Index, OrRaise, View};
 use pgrx::prelude::*;
 use pgrx::{pg_sys, PgLogLevel, PgRelation, PgSqlErrorCode};
@@ -79,8 +80,23 @@ fn drift_flush(index: PgRelation) -> i64 {
     janitor::flush(index, &job).or_raise(index).rows as i64
 }
 
+/// Links rows of the memtable into its graphs, of all indexes, until no index has many that are
+/// not linked; returns how many they were. Background workers do the same as rows come.
+#[pg_extern(volatile, strict, parallel_unsafe)]
+fn drift_link() -> i64 {
+    let mut total = 0;
+    loop {
+        pgrx::check_for_interrupts!();
+        match memtable::link_some() {
+            0 => return total,
+            rows => total += i64::from(rows),
+        }
+    }
+}
+
 /// What an index is made of at this moment. `arenas` counts the segments that have one in this
-/// session; `log_rows` and `rows` count entries whose row vacuum has not removed.
+/// session; `log_rows` and `rows` count entries whose row vacuum has not removed; `memtable_rows`
+/// and `memtable_linked` those that are in shared memory, and linked there.
 #[pg_extern(volatile, strict, parallel_unsafe)]
 #[allow(clippy::type_complexity)]
 fn drift_index_info(
@@ -94,6 +110,8 @@ fn drift_index_info(
         name!(rows, i64),
         name!(log_rows, i64),
         name!(log_pages, i32),
+        name!(memtable_rows, i64),
+        name!(memtable_linked, i64),
     ),
 > {
     let index = drift_index(&index);
@@ -104,6 +122,7 @@ fn drift_index_info(
         read_log(index, &view, |_, tid, _| log_rows += i64::from(tid.is_valid()))?;
         let (segments, arenas) = snapshot.arenas();
         let buckets = snapshot.routing().map_or(0, |routing| routing.len());
+        let (held, linked) = memtable::held_rows(index).unwrap_or_default();
         Ok((
             segments as i32,
             arenas as i32,
@@ -111,6 +130,8 @@ fn drift_index_info(
             snapshot.live_rows() as i64,
             log_rows,
             view.log_pages() as i32,
+            held as i64,
+            linked as i64,
         ))
     });
     TableIterator::once(info.or_raise(index))

@@ -4,6 +4,7 @@ use super::backpressure::relieve;
 use super::build::heap_tid;
 use super::key;
 use crate::janitor::background;
+use crate::memtable;
 use crate::page::{append, Hint, Index, OrRaise, View};
 use crate::vector::{Detoasted, VectorError};
 use pgrx::{pg_guard, pg_sys};
@@ -49,6 +50,7 @@ pub unsafe extern "C-unwind" fn aminsert(
     let appended = append(index, memory.hint, tid, &vector).or_raise(index);
     let announced = background::row_logged(index, memory.announced);
     remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
+    memtable::publish(index, &appended, tid, &vector);
     if let Some((before, after)) = appended.grown {
         relieve(index, before, after);
     }

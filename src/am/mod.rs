@@ -11,8 +11,9 @@
 //! | `validate` | `amvalidate` |
 //! | `functions` | what SQL can ask of an index: `drift_flush`, `drift_index_info` |
 //!
-//! `backpressure` keeps logs short when they are written faster than they are flushed.
-//! `snapshot` keeps, for each backend, what its scans need of the current manifest.
+//! `backpressure` keeps logs short when they are written faster than they are flushed. `snapshot`
+//! keeps, for each backend, what its scans need of the current manifest; `log_rows` is what a scan
+//! was given of the log.
 
 mod backpressure;
 mod build;
@@ -20,6 +21,7 @@ mod cost;
 mod functions;
 mod insert;
 mod key;
+mod log_rows;
 mod options;
 mod scan;
 mod snapshot;

@@ -4,6 +4,7 @@
 //! [`crate::search`] finds them. If a page it needs has been given to something else, its view is
 //! outdated: it starts over on the newest one and skips what it has delivered.
 
+use super::log_rows::LogRows;
 use super::options;
 use super::snapshot::{Snapshot, SnapshotRows};
 use crate::page::{read_log, Fault, Identity, Index, OrRaise, Read, Tid, View};
@@ -34,8 +35,7 @@ struct Ordered {
     query: Vec<f32>,
     search: Search,
     rows: SnapshotRows,
-    /// TIDs of the log's rows, as they were given to the search.
-    log_tids: Vec<Tid>,
+    log: LogRows,
     delivered: HashSet<Tid>,
 }
 
@@ -205,14 +205,14 @@ impl Drop for Ordered {
 impl Ordered {
     /// Takes a view and ranks the log's rows.
     fn start(index: Index, query: Vec<f32>, delivered: HashSet<Tid>) -> Read<Ordered> {
-        let (search, rows, log_tids) = on_newest(index, || {
-            let view = View::take(index)?;
+        let (search, rows, log) = on_newest(index, || {
+            let recall = options::target_recall(options::index_recall(index));
+            let (view, mut log) = LogRows::take(index, &query, recall)?;
             if view.dims() != query.len() {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
             }
             let snapshot = Snapshot::of(index, &view)?;
             let buckets = snapshot.routing().map_or(0, |routing| routing.len());
-            let recall = options::target_recall(options::index_recall(index));
             let params = Params {
                 effort: Effort::new(recall, buckets, snapshot.calibration()),
                 order: options::order(),
@@ -220,23 +220,17 @@ impl Ordered {
                 expected: snapshot.expected(),
             };
             let mut search = Search::new(view.metric, &query, snapshot.routing(), params);
-            let mut log_tids = Vec::new();
-            read_log(index, &view, |_, tid, vector| {
-                if tid.is_valid() {
-                    search.add(log_tids.len() as u32, vector);
-                    log_tids.push(tid);
-                }
-            })?;
-            Ok((search, SnapshotRows::new(index, snapshot), log_tids))
+            log.give(index, &mut search)?;
+            Ok((search, SnapshotRows::new(index, snapshot), log))
         })?;
-        Ok(Ordered { query, search, rows, log_tids, delivered })
+        Ok(Ordered { query, search, rows, log, delivered })
     }
 
     /// The next row that has not been delivered.
     fn next(&mut self, index: Index) -> Read<Option<Tid>> {
         let mut retry = Retry::new(index);
         loop {
-            match self.try_next() {
+            match self.try_next(index) {
                 Err(fault) => retry.after(fault)?,
                 done => return done,
             }
@@ -248,14 +242,20 @@ impl Ordered {
         }
     }
 
-    fn try_next(&mut self) -> Read<Option<Tid>> {
+    fn try_next(&mut self, index: Index) -> Read<Option<Tid>> {
         loop {
             let snapshot = self.rows.snapshot().clone();
-            let Some(hit) = self.search.next(snapshot.routing(), &mut self.rows)? else {
-                return Ok(None);
-            };
+            let hit = self.search.next(snapshot.routing(), &mut self.rows)?;
+            if self.log.may_have_nearer(hit.as_ref()) {
+                if let Some(hit) = hit {
+                    self.search.put_back(hit);
+                }
+                self.log.give_more(index, &self.query, &mut self.search)?;
+                continue;
+            }
+            let Some(hit) = hit else { return Ok(None) };
             let tid = match hit.source {
-                Source::Memory(place) => self.log_tids[place as usize],
+                Source::Memory(place) => self.log.tid(place),
                 Source::Segment { segment, row } => self.rows.tid(segment, row)?,
             };
             if tid.is_valid() && self.delivered.insert(tid) {

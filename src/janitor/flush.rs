@@ -8,10 +8,11 @@ use super::rows::RowStore;
 use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
 use super::tiers::due;
+use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Fault, Flip, Index, Manifest, Read, RowMap, Segment, Space, TidReader,
-    VectorReader, View,
+    publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap, Segment, Space,
+    TidReader, VectorReader, View,
 };
 use pgrx::pg_sys;
 use std::fmt;
@@ -118,6 +119,7 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
         return Ok(flushed);
     }
 
+    memtable::seal(index, end.start());
     let mut log_blocks = end.passed.clone();
     log_blocks.push(end.block);
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
@@ -173,7 +175,7 @@ pub fn commit(
     index: Index,
     _job: &JobLock,
     manifest: Manifest,
-    flushed: Option<crate::page::LogEnd>,
+    flushed: Option<LogEnd>,
     mut space: Space,
 ) -> Read<()> {
     let blocks: Vec<u32> = space
@@ -187,7 +189,11 @@ pub fn commit(
         end.pages_passed.clamp(least, most)
     });
     let spare = space.spare(reserve_pages.unwrap_or(0));
+    let head = flushed.as_ref().map(LogEnd::start);
     publish(index, &Flip { manifest: root, flushed, spare, reserve_pages })?;
+    if let Some(head) = head {
+        memtable::trim(index, head);
+    }
     sweep(index, &manifest);
     Ok(())
 }

@@ -172,7 +172,7 @@ pub const LOG_RESERVE: usize = 64;
 ///
 /// ```text
 /// 0       8        12       16     20      24         32         64       80
-/// | magic | format | metric | dims | zero  | version  | manifest | log id |
+/// | magic | format | metric | dims | kills | version  | manifest | log id |
 /// 80         88         92         96      100     104            616
 /// | head seq | head blk | tail blk | pages | crc   | reserve      |
 /// ```
@@ -189,8 +189,8 @@ pub struct MetaPayload {
     pub metric: u32,
     /// Components of every vector.
     pub dims: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Counts the times TIDs in the log were overwritten.
+    pub log_kills: u32,
     /// Counts the flips of the manifest.
     pub manifest_version: u64,
     /// The current manifest.
@@ -236,6 +236,13 @@ pub struct LogHead {
 }
 
 const _: () = assert!(size_of::<LogHead>() == 16);
+
+impl LogHead {
+    /// Sequence number of the record that would follow those on the page.
+    pub fn next_seq(&self) -> u64 {
+        self.first_seq + u64::from(self.count)
+    }
+}
 
 /// A log record's header; the vector's `dims * 4` bytes follow.
 ///

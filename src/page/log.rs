@@ -37,6 +37,13 @@ pub struct LogEnd {
     pub passed: Vec<u32>,
 }
 
+impl LogEnd {
+    /// Where reading goes on later.
+    pub fn start(&self) -> LogStart {
+        LogStart { block: self.block, seq: self.seq }
+    }
+}
+
 /// A page that recently was the last one of a log.
 #[derive(Clone, Copy)]
 pub struct Hint {
@@ -44,10 +51,33 @@ pub struct Hint {
     block: u32,
 }
 
+impl Hint {
+    /// The log it is a page of.
+    pub fn log_id(&self) -> Identity {
+        self.log_id
+    }
+
+    /// The page.
+    pub fn block(&self) -> u32 {
+        self.block
+    }
+}
+
+/// Where to begin reading.
+#[derive(Clone, Copy, Debug)]
+pub struct LogStart {
+    /// A page whose first record is not beyond the one wanted.
+    pub block: u32,
+    /// The first record wanted.
+    pub seq: u64,
+}
+
 /// What an append leaves for its caller to act on.
 pub struct Appended {
-    /// Where to try first the next time.
+    /// Where to try first the next time; the page that the record ends on.
     pub hint: Hint,
+    /// The record's sequence number.
+    pub seq: u64,
     /// Pages of the log before and after, if this append added some.
     pub grown: Option<(u32, u32)>,
 }
@@ -56,8 +86,8 @@ pub struct Appended {
 pub fn append(index: Index, hint: Option<Hint>, tid: Tid, vector: &[f32]) -> Read<Appended> {
     if FRAME + size_of_val(vector) <= ROOM {
         if let Some(hint) = hint {
-            if let Some(hint) = append_to_last(index, hint, tid, vector)? {
-                return Ok(Appended { hint, grown: None });
+            if let Some((hint, seq)) = append_to_last(index, hint, tid, vector)? {
+                return Ok(Appended { hint, seq, grown: None });
             }
         }
     }
@@ -70,7 +100,7 @@ fn append_to_last(
     Hint { log_id, mut block }: Hint,
     tid: Tid,
     vector: &[f32],
-) -> Read<Option<Hint>> {
+) -> Read<Option<(Hint, u64)>> {
     loop {
         pgrx::check_for_interrupts!();
         let page = Locked::exclusive(index, block);
@@ -86,7 +116,7 @@ fn append_to_last(
         let change = Change::begin(index);
         push_record(&mut change.edit(&page), head, tid, vector);
         change.commit();
-        return Ok(Some(Hint { log_id, block }));
+        return Ok(Some((Hint { log_id, block }, head.next_seq())));
     }
 }
 
@@ -109,11 +139,12 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
         change.commit();
         return Ok(Appended {
             hint: Hint { log_id: meta.log_id, block: last.block() },
+            seq: last_head.next_seq(),
             grown: None,
         });
     }
 
-    let seq = last_head.first_seq + u64::from(last_head.count);
+    let seq = last_head.next_seq();
     let frame = RecordHead::new(seq, tid, vector);
     let mut bytes = Vec::with_capacity(FRAME + size_of_val(vector));
     bytes.extend_from_slice(bytemuck::bytes_of(&frame));
@@ -152,6 +183,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     change.commit();
     Ok(Appended {
         hint: Hint { log_id: meta.log_id, block: meta.log_tail_block },
+        seq,
         grown: Some((meta.log_pages - added, meta.log_pages)),
     })
 }
@@ -180,7 +212,7 @@ fn has_room(head: &LogHead, vector: &[f32]) -> bool {
 }
 
 fn push_record(image: &mut PageMut<'_>, mut head: LogHead, tid: Tid, vector: &[f32]) {
-    let frame = RecordHead::new(head.first_seq + u64::from(head.count), tid, vector);
+    let frame = RecordHead::new(head.next_seq(), tid, vector);
     let start = head.used as usize;
     let body = start + FRAME;
     let end = body + size_of_val(vector);
@@ -285,19 +317,33 @@ struct Place {
 /// Calls `row` with each record from the view's head to the end, in order.
 ///
 /// `row` gets sequence number, TID (perhaps [`Tid::INVALID`]) and vector.
-pub fn read(index: Index, view: &View, mut row: impl FnMut(u64, Tid, &[f32])) -> Read<LogEnd> {
-    walk(index, view, |_, head, vector| row(head.seq, head.tid, vector))
+pub fn read(index: Index, view: &View, row: impl FnMut(u64, Tid, &[f32])) -> Read<LogEnd> {
+    read_from(index, view, view.log_start(), u32::MAX, row)
+}
+
+/// As [`read`], from a later record on and for about `pages` pages at most.
+pub fn read_from(
+    index: Index,
+    view: &View,
+    start: LogStart,
+    pages: u32,
+    mut row: impl FnMut(u64, Tid, &[f32]),
+) -> Read<LogEnd> {
+    walk(index, view, start, pages, |_, head, vector| row(head.seq, head.tid, vector))
 }
 
 /// Walks the records with their places.
 fn walk(
     index: Index,
     view: &View,
+    start: LogStart,
+    pages: u32,
     mut record: impl FnMut(Place, &RecordHead, &[f32]),
 ) -> Read<LogEnd> {
+    let first = start.seq;
     let mut page = PageCopy::empty();
     let mut long = Vec::new();
-    let mut block = view.log_head_block();
+    let mut block = start.block;
     let mut passed = Vec::new();
     let mut seq = None;
     loop {
@@ -310,7 +356,7 @@ fn walk(
         page.load(index, view, block)?;
         // A page whose numbers do not follow on has been used again further along the log.
         let follows = match seq {
-            None => page.head.first_seq <= view.log_head_seq(),
+            None => page.head.first_seq <= first,
             Some(seq) => page.head.first_seq == seq,
         };
         if !follows {
@@ -337,7 +383,7 @@ fn walk(
                 let Some(vector) = bytes.get(body..offset) else {
                     return Err(Fault::damaged(start, "log record"));
                 };
-                deliver(view, place, &frame, vector, &mut record)?;
+                deliver(first, place, &frame, vector, &mut record)?;
                 continue;
             }
             // The rest of a long record stands on the pages behind, which hold nothing else.
@@ -361,14 +407,14 @@ fn walk(
                 more = take(&page.used()[HEAD..]);
             }
             let vector = &bytemuck::cast_slice(&long)[..len];
-            deliver(view, place, &frame, vector, &mut record)?;
+            deliver(first, place, &frame, vector, &mut record)?;
             break;
         }
-        let next_seq = page.head.first_seq + u64::from(page.head.count);
+        let next_seq = page.head.next_seq();
         seq = Some(next_seq);
-        if page.next == NO_BLOCK {
-            let pages_passed = passed.len() as u32;
-            let seq = next_seq.max(view.log_head_seq());
+        let pages_passed = passed.len() as u32;
+        if page.next == NO_BLOCK || pages_passed >= pages {
+            let seq = next_seq.max(first);
             return Ok(LogEnd { seq, block: page.block, pages_passed, passed });
         }
         passed.push(page.block);
@@ -377,13 +423,13 @@ fn walk(
 }
 
 fn deliver(
-    view: &View,
+    first: u64,
     place: Place,
     frame: &RecordHead,
     vector: &[u8],
     record: &mut impl FnMut(Place, &RecordHead, &[f32]),
 ) -> Read<()> {
-    if frame.seq < view.log_head_seq() {
+    if frame.seq < first {
         return Ok(());
     }
     if !frame.is_sound(vector) {
@@ -397,7 +443,8 @@ fn deliver(
 
 /// Asks `is_dead` about every live row of the log and overwrites the TIDs of those that are.
 ///
-/// Returns rows kept, rows removed and where the log ended. The caller holds the job lock, so no record moves.
+/// Returns rows kept, rows removed and where the log ended. The caller holds the job lock, so no
+/// record moves. Views taken from now on tell copies made before from those made after.
 pub fn kill_rows(
     index: Index,
     view: &View,
@@ -405,8 +452,11 @@ pub fn kill_rows(
 ) -> Read<(u64, u64, LogEnd)> {
     let mut kept = 0;
     let mut dead: Vec<Place> = Vec::new();
-    let end = walk(index, view, |place, frame, _| {
+    // A bulk delete that was cancelled may have left some that nobody has been told of.
+    let mut earlier = false;
+    let end = walk(index, view, view.log_start(), u32::MAX, |place, frame, _| {
         if !frame.tid.is_valid() {
+            earlier = true;
         } else if is_dead(frame.tid) {
             dead.push(place);
         } else {
@@ -427,6 +477,9 @@ pub fn kill_rows(
             image.payload()[span].copy_from_slice(bytemuck::bytes_of(&frame));
         }
         change.commit();
+    }
+    if earlier || !dead.is_empty() {
+        meta::count_kill(index)?;
     }
     Ok((kept, dead.len() as u64, end))
 }

@@ -6,7 +6,7 @@ use super::layout::{
     Extent, Kind, LogHead, ManifestRef, MetaPayload, FORMAT, LOG_RESERVE, META_BLOCK, META_MAGIC,
     NO_BLOCK,
 };
-use super::log::LogEnd;
+use super::log::{LogEnd, LogStart};
 use super::wal::{tail, Change, PageMut};
 use super::{Identity, Index};
 use crate::metric::Metric;
@@ -67,6 +67,16 @@ impl View {
     /// The page that holds the log's head.
     pub fn log_head_block(&self) -> u32 {
         self.meta.log_head_block
+    }
+
+    /// Where the log's records begin.
+    pub fn log_start(&self) -> LogStart {
+        LogStart { block: self.meta.log_head_block, seq: self.meta.log_head_seq }
+    }
+
+    /// Changes whenever TIDs in the log have been overwritten.
+    pub fn log_kills(&self) -> u32 {
+        self.meta.log_kills
     }
 
     /// Pages from the log's head to its tail.
@@ -181,6 +191,17 @@ pub fn publish(index: Index, flip: &Flip) -> Read<()> {
     if let Some(pages) = flip.reserve_pages {
         refill(&mut meta.log_reserve, &flip.spare, pages);
     }
+    let change = Change::begin(index);
+    write(&mut change.edit(&page), &meta);
+    change.commit();
+    Ok(())
+}
+
+/// Makes it known that TIDs in the log have been overwritten.
+pub fn count_kill(index: Index) -> Read<()> {
+    let page = Locked::exclusive(index, META_BLOCK);
+    let mut meta = read(&page)?;
+    meta.log_kills = meta.log_kills.wrapping_add(1);
     let change = Change::begin(index);
     write(&mut change.edit(&page), &meta);
     change.commit();

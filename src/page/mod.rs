@@ -33,7 +33,10 @@ pub use column::{Column, ColumnWriter};
 pub use fault::{Fault, OrRaise, Read};
 pub use identity::Identity;
 pub use layout::{Kind, Tid};
-pub use log::{append, kill_rows as kill_log_rows, read as read_log, Hint, LogEnd};
+pub use log::{
+    append, kill_rows as kill_log_rows, read as read_log, read_from as read_log_from, Appended,
+    Hint, LogEnd, LogStart,
+};
 pub use manifest::{Manifest, RouterRef};
 pub use meta::{create, publish, Flip, View};
 pub use relation::Index;

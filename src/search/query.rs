@@ -141,6 +141,8 @@ pub struct Search {
     ready: BinaryHeap<Nearest>,
     late: BinaryHeap<Nearest>,
     last_rank: f64,
+    /// The one before, if the last row delivered was in order.
+    rank_before: Option<f64>,
     probed: u64,
     scanned: u64,
     delivered: u64,
@@ -201,6 +203,7 @@ impl Search {
             ready: BinaryHeap::new(),
             late: BinaryHeap::new(),
             last_rank: f64::NEG_INFINITY,
+            rank_before: None,
             probed: 0,
             scanned: 0,
             delivered: 0,
@@ -217,7 +220,21 @@ impl Search {
     /// Adds row number `place` of L0.
     pub fn add(&mut self, place: u32, vector: &[f32]) {
         let rank = self.metric.rank(&self.query, vector);
+        self.add_ranked(place, rank);
+    }
+
+    /// Adds row number `place` of L0, whose rank is known.
+    pub fn add_ranked(&mut self, place: u32, rank: f64) {
         self.ready.push(Nearest(Hit { rank, source: Source::Memory(place) }));
+    }
+
+    /// Takes back the row that [`Search::next`] has just delivered: nearer ones are to be added.
+    pub fn put_back(&mut self, hit: Hit) {
+        if let Some(rank) = self.rank_before.take() {
+            self.last_rank = rank;
+            self.delivered = self.delivered.saturating_sub(1);
+        }
+        self.ready.push(Nearest(hit));
     }
 
     /// The next row.
@@ -241,6 +258,7 @@ impl Search {
                 let in_order =
                     sortable(hit.rank).total_cmp(&sortable(self.last_rank)) != Ordering::Less;
                 if in_order || self.params.order == Order::Relaxed {
+                    self.rank_before = Some(self.last_rank);
                     self.last_rank = hit.rank;
                     self.delivered += 1;
                     return Ok(Some(hit));
@@ -255,6 +273,7 @@ impl Search {
                 }
             }
             if self.probed == probed {
+                self.rank_before = None;
                 return Ok(self.late.pop().map(|Nearest(hit)| hit));
             }
         }

@@ -111,9 +111,15 @@ fn is_deadlock(error: &anyhow::Error) -> bool {
     code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
 }
 
-fn run(dims: usize, batches: usize, steps: usize) -> Result<()> {
+/// `memtable` is the size of one, if the library is to be preloaded.
+fn run(dims: usize, batches: usize, steps: usize, memtable: Option<&str>) -> Result<()> {
     let seed = seed();
-    let cluster = Cluster::builder().start()?;
+    let mut builder = Cluster::builder();
+    if let Some(size) = memtable {
+        builder =
+            builder.conf("shared_preload_libraries", "drift_pg").conf("drift.memtable_size", size);
+    }
+    let cluster = builder.start()?;
     let mut judge = cluster.connect()?;
     judge.batch_execute(&format!(
         "CREATE EXTENSION drift_pg; CREATE TABLE t (id serial PRIMARY KEY, e vector({dims}))"
@@ -190,10 +196,21 @@ fn soak() -> usize {
 
 #[test]
 fn short_vectors() -> Result<()> {
-    run(16, 12 * soak(), 60)
+    run(16, 12 * soak(), 60, None)
 }
 
 #[test]
 fn vectors_longer_than_a_page() -> Result<()> {
-    run(2100, 4 * soak(), 20)
+    run(2100, 4 * soak(), 20, None)
+}
+
+#[test]
+fn short_vectors_in_a_memtable() -> Result<()> {
+    run(16, 12 * soak(), 60, Some("128MB"))
+}
+
+#[test]
+fn a_memtable_that_is_too_small() -> Result<()> {
+    run(16, 6 * soak(), 60, Some("384kB"))?;
+    run(2100, 4 * soak(), 20, Some("1MB"))
 }

@@ -1,0 +1,288 @@
+//! The rows of the memtable that are nearest to a query.
+
+use super::slot::{tid, Held, Key};
+use super::write::with_scratch;
+use crate::graph::{self, Corrupt};
+use crate::page::{Index, LogStart, Read, Tid, View};
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+use std::ops::Range;
+
+/// Bytes of vectors looked at before interrupts are heeded.
+const STEP_BYTES: usize = 8 << 20;
+/// Rows whose ranks cost as much as a walk's effort of one: a walk looks at more, in no order.
+const ROWS_PER_EFFORT: usize = 64;
+
+/// A row of the log.
+#[derive(Clone, Copy, Debug)]
+pub struct Near {
+    /// Its record's sequence number.
+    pub seq: u64,
+    /// Where it is in the heap.
+    pub tid: Tid,
+    /// [`crate::metric::Metric::rank`].
+    pub rank: f64,
+}
+
+/// What the memtable has found.
+pub struct Nearest {
+    /// Rows, in no order.
+    pub rows: Vec<Near>,
+    /// The rank beyond which there are, or may be, other rows; none if there are none.
+    pub horizon: Option<f64>,
+    /// The records the memtable has, some of which `rows` are; the others are in pages.
+    pub known: Known,
+}
+
+/// Which records the memtable has been asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Known {
+    /// The log's head.
+    head: LogStart,
+    /// Where the memtable's records end, and a page from which the rest can be read.
+    pub rest: LogStart,
+}
+
+impl Known {
+    /// Nothing: the whole log is to be read.
+    fn nothing(view: &View) -> Known {
+        Known { head: view.log_start(), rest: view.log_start() }
+    }
+
+    /// Their sequence numbers.
+    pub fn records(&self) -> Range<u64> {
+        self.head.seq..self.rest.seq
+    }
+
+    /// Whether it is none.
+    pub fn is_empty(&self) -> bool {
+        self.head.seq == self.rest.seq
+    }
+}
+
+/// How a search of the memtable is done.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Share of the nearest rows to find; from 1 on all.
+    pub recall: f64,
+    /// The search before found too few: how often.
+    pub round: u32,
+}
+
+/// Takes the newest view, and the memtable's rows of it that are nearest to `query`.
+///
+/// # Errors
+/// What reading the metapage gave.
+pub fn nearest(index: Index, query: &[f32], wanted: Wanted) -> Read<(View, Nearest)> {
+    let Some(held) = Held::find(index) else {
+        let view = View::take(index)?;
+        let known = Known::nothing(&view);
+        return Ok((view, Nearest { rows: Vec::new(), horizon: None, known }));
+    };
+    let view = View::take(index)?;
+    let nothing = Nearest { rows: Vec::new(), horizon: None, known: Known::nothing(&view) };
+    let Some(known) = what_is_known(&held, index, &view) else { return Ok((view, nothing)) };
+    if query.len() != view.dims() {
+        return Ok((view, nothing));
+    }
+    held.slot().touch();
+    Ok((view, search(held, index, &view, query, known, wanted).unwrap_or(nothing)))
+}
+
+/// The rows among those `known` before that are nearest to `query`; none if they are no longer
+/// in memory.
+pub fn more(
+    index: Index,
+    view: &View,
+    query: &[f32],
+    known: Known,
+    wanted: Wanted,
+) -> Option<Nearest> {
+    let held = Held::find(index)?;
+    what_is_known(&held, index, view)?;
+    search(held, index, view, query, known, wanted)
+}
+
+/// Which records of the view's log the slot has.
+fn what_is_known(held: &Held, index: Index, view: &View) -> Option<Known> {
+    let slot = held.slot();
+    let head = view.log_start();
+    if slot.key() != Key::new(index, view.log_id())
+        || slot.kills() != view.log_kills()
+        || slot.first_seq() > head.seq
+    {
+        return None;
+    }
+    let (generation, graph) = held.graph(slot.active())?;
+    // Before the rows are counted: it is moved on after they have been published.
+    let block = slot.last_block();
+    let seq = generation.base().checked_add(u64::from(graph.len()))?;
+    (seq > head.seq).then_some(Known { head, rest: LogStart { block, seq } })
+}
+
+/// The nearest rows so far.
+struct Best {
+    most: usize,
+    rows: BinaryHeap<Farthest>,
+    /// Some were left out.
+    left_out: bool,
+}
+
+/// Greater is farther.
+struct Farthest(Near);
+
+impl Best {
+    fn offer(&mut self, near: impl FnOnce() -> Option<Near>, rank: f64) {
+        let full = self.rows.len() >= self.most;
+        if full && self.rows.peek().is_some_and(|worst| order(rank, worst.0.rank).is_ge()) {
+            self.left_out = true;
+            return;
+        }
+        let Some(near) = near() else { return };
+        self.rows.push(Farthest(near));
+        if full {
+            self.rows.pop();
+            self.left_out = true;
+        }
+    }
+}
+
+/// The rows of one generation that are to be searched.
+struct Part {
+    generation: usize,
+    base: u64,
+    rows: Range<u32>,
+}
+
+/// None if the rows are not there any more.
+fn search(
+    held: Held,
+    index: Index,
+    view: &View,
+    query: &[f32],
+    known: Known,
+    wanted: Wanted,
+) -> Option<Nearest> {
+    let parts = parts(&held, &known);
+    let total: usize = parts.iter().map(|part| part.rows.len()).sum();
+    let effort = graph::effort(wanted.recall, total as u32) << (3 * wanted.round).min(30);
+    let most = if effort * 8 >= total { usize::MAX } else { effort };
+    let mut best = Best { most, rows: BinaryHeap::new(), left_out: false };
+    let mut walked = false;
+    let mut tails = Vec::new();
+    for part in parts {
+        let (_, graph) = held.graph(part.generation)?;
+        let linked = graph.linked().min(part.rows.end);
+        let mut tail = part.rows.clone();
+        let walks = wanted.recall < 1.0 && most != usize::MAX;
+        if walks && linked as usize > effort.saturating_mul(ROWS_PER_EFFORT) {
+            let accept = |row| {
+                part.rows.contains(&row)
+                    && graph.label(row).is_ok_and(|label| tid(label).is_valid())
+            };
+            let found =
+                with_scratch(|scratch| graph.search(scratch, query, linked, effort, accept));
+            let Ok(found) = found else { return spoilt(held) };
+            if found.len() >= effort {
+                walked = true;
+                tail.start = tail.start.max(linked);
+                for hit in found {
+                    let near = || near(&graph, part.base, hit.row, hit.rank);
+                    best.offer(near, hit.rank);
+                }
+            }
+        }
+        tails.push(Part { rows: tail, ..part });
+    }
+    let mut held = Some(held);
+    let step = (STEP_BYTES / size_of_val(query)).max(1) as u32;
+    let mut budget = step;
+    for mut tail in tails {
+        while !tail.rows.is_empty() {
+            if budget == 0 {
+                drop(held.take());
+                pgrx::check_for_interrupts!();
+                budget = step;
+            }
+            if held.is_none() {
+                let again = Held::find(index)?;
+                let still = what_is_known(&again, index, view)?;
+                let same = again.graph(tail.generation)?.0.base() == tail.base;
+                if still.rest.seq < known.rest.seq || !same {
+                    return None;
+                }
+                held = Some(again);
+            }
+            let now = held.as_ref()?;
+            let (_, graph) = now.graph(tail.generation)?;
+            let end = tail.rows.end.min(tail.rows.start.saturating_add(budget));
+            budget -= end - tail.rows.start;
+            let scanned = graph.scan(query, tail.rows.start..end, |hit| {
+                best.offer(|| near(&graph, tail.base, hit.row, hit.rank), hit.rank);
+            });
+            if scanned == Err(Corrupt) {
+                return held.and_then(spoilt);
+            }
+            tail.rows.start = end;
+        }
+    }
+    let worst = best.rows.peek().map(|worst| worst.0.rank);
+    let horizon = worst.filter(|_| best.left_out || walked);
+    let rows = best.rows.into_iter().map(|farthest| farthest.0).collect();
+    Some(Nearest { rows, horizon, known })
+}
+
+fn near<R: graph::Region>(
+    graph: &graph::Graph<'_, R>,
+    base: u64,
+    row: u32,
+    rank: f64,
+) -> Option<Near> {
+    let tid = graph.label(row).ok().map(tid).filter(|tid| tid.is_valid())?;
+    Some(Near { seq: base + u64::from(row), tid, rank })
+}
+
+/// The generations' rows that are among the known records.
+fn parts(held: &Held, known: &Known) -> Vec<Part> {
+    let generations = 0..super::slot::GENERATIONS;
+    let part = |nth| {
+        let (generation, graph) = held.graph(nth)?;
+        let base = generation.base();
+        let place = |seq: u64| seq.saturating_sub(base).min(u64::from(graph.len())) as u32;
+        let end = generation.end().min(known.rest.seq);
+        let rows = place(known.head.seq)..place(end);
+        (!rows.is_empty()).then_some(Part { generation: nth, base, rows })
+    };
+    generations.filter_map(part).collect()
+}
+
+fn spoilt(held: Held) -> Option<Nearest> {
+    held.forget();
+    None
+}
+
+/// Orders ranks as a sequential scan does: not a number goes last.
+fn order(a: f64, b: f64) -> Ordering {
+    let sortable = |rank: f64| if rank.is_nan() { f64::NAN } else { rank + 0.0 };
+    sortable(a).total_cmp(&sortable(b))
+}
+
+impl Ord for Farthest {
+    fn cmp(&self, other: &Farthest) -> Ordering {
+        order(self.0.rank, other.0.rank)
+    }
+}
+
+impl PartialOrd for Farthest {
+    fn partial_cmp(&self, other: &Farthest) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Farthest {
+    fn eq(&self, other: &Farthest) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Farthest {}
