@@ -30,15 +30,26 @@ pub struct Session {
 pub struct Round {
     /// Requests a second, of all clients together.
     pub qps: f64,
-    /// Median latency, in microseconds.
+    /// Median latency, in microseconds; NaN where requests were not timed one by one.
+    #[serde(default = "unknown", skip_serializing_if = "is_unknown")]
     pub p50_us: f64,
-    /// Latency that one request in a hundred exceeds, in microseconds.
+    /// Latency that one request in a hundred exceeds, in microseconds; NaN as the other.
+    #[serde(default = "unknown", skip_serializing_if = "is_unknown")]
     pub p99_us: f64,
     /// What client and backend together computed for a request, in microseconds: without the
     /// waiting, for the disk or for a core that others use. Less than the latency by much means
     /// that the machine was not quiet.
     #[serde(default)]
     pub cpu_us: Option<f64>,
+}
+
+// JSON has no NaN.
+fn unknown() -> f64 {
+    f64::NAN
+}
+
+fn is_unknown(value: &f64) -> bool {
+    value.is_nan()
 }
 
 /// What one client measured in a round.
@@ -247,6 +258,10 @@ mod tests {
         assert_eq!(load.median, round(20.0));
         let text = serde_json::to_string(&load).unwrap();
         assert_eq!(serde_json::from_str::<Load>(&text).unwrap(), load);
+        let untimed = Round { qps: 5.0, p50_us: f64::NAN, p99_us: f64::NAN, cpu_us: None };
+        let text = serde_json::to_string(&Load::new(1, vec![untimed])).unwrap();
+        let back: Load = serde_json::from_str(&text).unwrap();
+        assert!(back.median.qps == 5.0 && back.median.p50_us.is_nan(), "{text}");
     }
 
     #[test]

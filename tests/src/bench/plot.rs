@@ -77,7 +77,7 @@ fn curves(engines: &[Measured]) -> Vec<Curve> {
                 (true, 1) => format!("{}, 1 client", engine.name),
                 (true, _) => format!("{}, {clients} clients", engine.name),
             };
-            let points = frontier(&engine.curve(clients));
+            let points = frontier(&engine.curve(clients, false));
             let colour = COLOURS[number % COLOURS.len()];
             curves.push(Curve { label, colour, dashed: clients > 1, points });
         }

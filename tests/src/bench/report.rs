@@ -101,6 +101,9 @@ pub struct Ratio {
     pub other: String,
     /// How many clients there were.
     pub clients: usize,
+    /// Whether speeds are those that the time computed allows, without the time spent waiting.
+    #[serde(default)]
+    pub computed: bool,
     /// The recall.
     pub recall: f64,
     /// drift's queries a second.
@@ -110,11 +113,17 @@ pub struct Ratio {
 }
 
 impl Measured {
-    /// Recall and speed with so many clients.
-    pub fn curve(&self, clients: usize) -> Vec<Point> {
+    /// Recall and speed with so many clients. `computed` takes a client's speed from what it and
+    /// its backend computed: what it would be if they never had to wait.
+    pub fn curve(&self, clients: usize, computed: bool) -> Vec<Point> {
         let load = |setting: &Setting| {
             let load = setting.loads.iter().find(|load| load.clients == clients)?;
-            Some(Point { recall: setting.recall, qps: load.median.qps })
+            let qps = match (computed, load.median.cpu_us) {
+                (false, _) => load.median.qps,
+                (true, Some(cpu_us)) => clients as f64 * 1e6 / cpu_us,
+                (true, None) => return None,
+            };
+            Some(Point { recall: setting.recall, qps })
         };
         self.points.iter().filter_map(load).collect()
     }
@@ -141,17 +150,24 @@ pub fn ratios(engines: &[Measured], clients: &[usize]) -> Vec<Ratio> {
     let Some((drift, others)) = engines.split_first() else { return Vec::new() };
     let mut ratios = Vec::new();
     for other in others.iter().filter(|other| other.rows == drift.rows) {
-        for &clients in clients {
+        for (clients, computed) in cases(clients) {
             for recall in RECALLS {
-                let ours = speed_at(&drift.curve(clients), recall);
-                let theirs = speed_at(&other.curve(clients), recall);
+                let ours = speed_at(&drift.curve(clients, computed), recall);
+                let theirs = speed_at(&other.curve(clients, computed), recall);
                 if let (Some(drift), Some(qps)) = (ours, theirs) {
-                    ratios.push(Ratio { other: other.name.clone(), clients, recall, drift, qps });
+                    let other = other.name.clone();
+                    ratios.push(Ratio { other, clients, computed, recall, drift, qps });
                 }
             }
         }
     }
     ratios
+}
+
+/// Numbers of clients, as measured; then the first of them by what was computed.
+fn cases(clients: &[usize]) -> impl Iterator<Item = (usize, bool)> + '_ {
+    let measured = clients.iter().map(|&clients| (clients, false));
+    measured.chain(clients.first().map(|&clients| (clients, true)))
 }
 
 /// Prints the machine and the settings.
@@ -226,9 +242,12 @@ fn line(name: &str, recall: &str, loads: &[Load], clients: &[usize]) {
     for clients in clients {
         match loads.iter().find(|load| load.clients == *clients) {
             Some(Load { median, .. }) => {
-                let cpu = median.cpu_us.map_or("-".into(), |it| format!("{it:.0}"));
-                print!("{:>12.0}{:>8.0}{:>8.0}", median.qps, median.p50_us, median.p99_us);
-                print!("{cpu:>8}");
+                let known = |it: &f64| it.is_finite();
+                print!("{:>12.0}", median.qps);
+                for value in [Some(median.p50_us), Some(median.p99_us), median.cpu_us] {
+                    let text = value.filter(known).map(|it| format!("{it:.0}"));
+                    print!("{:>8}", text.unwrap_or("-".into()));
+                }
             }
             None => print!("{:>12}{:>8}{:>8}{:>8}", "-", "-", "-", "-"),
         }
@@ -238,15 +257,16 @@ fn line(name: &str, recall: &str, loads: &[Load], clients: &[usize]) {
 
 fn compare(results: &Results, clients: &[usize]) {
     let Some((drift, others)) = results.engines.split_first() else { return };
-    for clients in clients {
-        let plural = if *clients == 1 { "" } else { "s" };
-        println!("\nQueries a second at a recall, {clients} client{plural}: {}", drift.name);
+    for (clients, computed) in cases(clients) {
+        let plural = if clients == 1 { "" } else { "s" };
+        let how = if computed { ", by what was computed (cpu)" } else { "" };
+        println!("\nQueries a second at a recall, {clients} client{plural}{how}");
         print!("{:<28}", "");
         RECALLS.iter().for_each(|recall| print!("{recall:>16.2}"));
         println!();
         print!("{:<28}", drift.name);
         for recall in RECALLS {
-            let qps = speed_at(&drift.curve(*clients), recall);
+            let qps = speed_at(&drift.curve(clients, computed), recall);
             print!("{:>16}", qps.map_or("-".into(), |it| format!("{it:.0}")));
         }
         println!();
@@ -254,7 +274,9 @@ fn compare(results: &Results, clients: &[usize]) {
             let of: Vec<&Ratio> = results
                 .ratios
                 .iter()
-                .filter(|it| it.other == other.name && it.clients == *clients)
+                .filter(|it| {
+                    (&it.other, it.clients, it.computed) == (&other.name, clients, computed)
+                })
                 .collect();
             if of.is_empty() {
                 continue;
@@ -269,7 +291,8 @@ fn compare(results: &Results, clients: &[usize]) {
         }
     }
     for other in others.iter().filter(|it| it.rows != drift.rows && it.through_sql) {
-        let speeds = (speed_at(&drift.curve(1), 0.95), speed_at(&other.curve(1), 0.95));
+        let speeds =
+            (speed_at(&drift.curve(1, false), 0.95), speed_at(&other.curve(1, false), 0.95));
         if let (Some(ours), Some(theirs)) = speeds {
             println!(
                 "\nAt recall 0.95, 1 client: {} rows take {:.2} times as long as {}",
