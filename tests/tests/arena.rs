@@ -215,7 +215,7 @@ fn fill_up(cluster: &Cluster, place: &Path) -> Result<()> {
     );
     filler.set_len(0)?;
     compare(&mut cluster.connect()?, "t", DISTANCES[0], QUERY, Some(50))?;
-    ensure!(cluster.arena_files("postgres", "t_e")?.len() == 2);
+    ensure!(cluster.arena_files("postgres", "t_e")?.len() == 3);
     client.batch_execute("DROP INDEX t_e")?;
     client.batch_execute("CHECKPOINT")?;
     client.batch_execute("DROP TABLESPACE small")?;
