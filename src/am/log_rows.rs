@@ -49,7 +49,8 @@ impl LogRows {
             // Perhaps only the page the memtable knows of.
             memtable::forget(index);
         }
-        if others >= MANY_ROWS || read?.pages_passed >= MANY_PAGES {
+        let end = read?;
+        if others >= MANY_ROWS || end.pages_passed >= MANY_PAGES {
             memtable::catch_up(index, &self.view, u32::MAX)?;
         }
         Ok(())

@@ -19,6 +19,9 @@ pub const GENERATIONS: usize = 3;
 /// A slot that has not been used for so many microseconds may be taken away.
 const IDLE: i64 = 1_000_000;
 
+/// One that has not been used for so long may be that of a dropped index.
+const FORGOTTEN: i64 = 60 * 1_000_000;
+
 /// Nobody's.
 const EMPTY: u32 = 0;
 /// As it should be.
@@ -462,6 +465,11 @@ impl Slot {
     /// It is being used.
     pub fn touch(&self) {
         self.used.store(now(), Ordering::Relaxed);
+    }
+
+    /// Whether somebody may care.
+    pub fn was_used_lately(&self) -> bool {
+        now().saturating_sub(self.used.load(Ordering::Relaxed)) < FORGOTTEN
     }
 
     fn is_idle(&self, now: i64) -> bool {

@@ -251,11 +251,12 @@ fn exclusive(index: Index) -> Option<Held> {
     Held::exclusive(index, key)
 }
 
-/// Links some rows of any index whose unlinked tail is long, in a step of a few milliseconds;
+/// Links some rows of any index in use whose unlinked tail is long, in steps of a few milliseconds;
 /// returns how many. Needs neither a database nor a transaction.
 pub fn link_some() -> u32 {
     let slots = (0..super::area::SLOTS).filter(|_| super::is_shared());
-    slots.filter_map(Held::try_nth).map(|held| link_step(held, TAIL_BYTES)).sum()
+    let in_use = |held: &Held| held.slot().was_used_lately();
+    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, TAIL_BYTES)).sum()
 }
 
 /// Links some rows of a slot if more than `tail` bytes are not linked.

@@ -11,6 +11,7 @@ use super::layout::{
     Kind, LogHead, MetaPayload, RecordHead, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
 };
 use super::meta::{self, View};
+use super::patch::Patch;
 use super::wal::{tail, Change, PageMut};
 use super::{Identity, Index};
 use pgrx::pg_sys;
@@ -113,9 +114,7 @@ fn append_to_last(
         if !has_room(&head, vector) {
             return Ok(None);
         }
-        let change = Change::begin(index);
-        push_record(&mut change.edit(&page), head, tid, vector);
-        change.commit();
+        push_record(index, &page, head, tid, vector);
         return Ok(Some((Hint { log_id, block }, head.next_seq())));
     }
 }
@@ -134,9 +133,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     }
     let last_head = read_head(&last, vector.len())?;
     if has_room(&last_head, vector) {
-        let change = Change::begin(index);
-        push_record(&mut change.edit(&last), last_head, tid, vector);
-        change.commit();
+        push_record(index, &last, last_head, tid, vector);
         return Ok(Appended {
             hint: Hint { log_id: meta.log_id, block: last.block() },
             seq: last_head.next_seq(),
@@ -211,18 +208,17 @@ fn has_room(head: &LogHead, vector: &[f32]) -> bool {
     head.used as usize + FRAME + size_of_val(vector) <= PAYLOAD
 }
 
-fn push_record(image: &mut PageMut<'_>, mut head: LogHead, tid: Tid, vector: &[f32]) {
+/// Adds a record to a page that has room for it.
+fn push_record(index: Index, page: &Locked, mut head: LogHead, tid: Tid, vector: &[f32]) {
     let frame = RecordHead::new(head.next_seq(), tid, vector);
     let start = head.used as usize;
-    let body = start + FRAME;
-    let end = body + size_of_val(vector);
+    let end = start + FRAME + size_of_val(vector);
     head.count += 1;
     head.used = end as u32;
-    let payload = image.payload();
-    payload[start..body].copy_from_slice(bytemuck::bytes_of(&frame));
-    payload[body..end].copy_from_slice(bytemuck::cast_slice(vector));
-    payload[..HEAD].copy_from_slice(bytemuck::bytes_of(&head));
-    image.set_used(end);
+    let mut patch = Patch::new(end, end - start + 3 * FRAME);
+    patch.put(0, &[bytemuck::bytes_of(&head)]);
+    patch.put(start, &[bytemuck::bytes_of(&frame), bytemuck::cast_slice(vector)]);
+    patch.commit(index, page);
 }
 
 fn fill_page(image: &mut PageMut<'_>, head: LogHead, bytes: &[u8]) {

@@ -24,6 +24,7 @@ pub mod layout;
 mod log;
 mod manifest;
 mod meta;
+mod patch;
 mod relation;
 mod segment;
 mod space;

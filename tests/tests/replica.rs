@@ -68,6 +68,29 @@ fn a_standby_answers_as_its_primary_does() -> Result<()> {
 }
 
 #[test]
+fn replay_makes_the_pages_the_primary_has() -> Result<()> {
+    let primary = Cluster::builder().conf("wal_consistency_checking", "all").start()?;
+    fill(&primary)?;
+    let standby = primary.standby()?;
+    for step in [
+        "INSERT INTO t SELECT i, wave(i) FROM generate_series(6001, 6100) i",
+        "CHECKPOINT",
+        "INSERT INTO t VALUES (6101, wave(6101))",
+        "SET drift.log_limit = '64kB';
+         INSERT INTO t SELECT i, wave(i) FROM generate_series(7001, 12000) i",
+        "DELETE FROM t WHERE id % 3 = 0",
+        "VACUUM t",
+        "INSERT INTO t SELECT i, wave(i) FROM generate_series(12001, 12300) i",
+    ] {
+        primary.connect()?.batch_execute(step)?;
+        // A page that differs stops the standby.
+        primary.wait_for_catchup(&standby).context(step)?;
+        compare_all(&mut standby.connect()?, "t", QUERY).context(step)?;
+    }
+    require_quiet_log(&standby.log())
+}
+
+#[test]
 fn a_backup_is_whole_and_checksummed() -> Result<()> {
     let cluster = Cluster::builder().start()?;
     fill(&cluster)?;
