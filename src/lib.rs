@@ -10,7 +10,7 @@
 //! | [`arena`] | mmapped files of codes, derived from pages |
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
-//! | `janitor` | jobs that rewrite segments: flush, merge, vacuum |
+//! | `janitor` | jobs that rewrite segments: flush, merge, vacuum; the background workers that do them |
 //! | `vector` | the SQL type |
 //! | `am` | the access method, one file a callback |
 //!
