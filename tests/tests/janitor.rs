@@ -437,6 +437,29 @@ fn resident(pid: i32) -> Option<u64> {
 }
 
 #[test]
+fn without_room_for_workers_inserts_flush_themselves() -> Result<()> {
+    // The server's own launcher of logical replication takes one place, ours the other if there
+    // is one.
+    for places in ["1", "2"] {
+        let cluster = preloaded().conf("max_worker_processes", places).start()?;
+        let mut client = cluster.connect()?;
+        table(&mut client, 8)?;
+        for round in 0..10 {
+            insert(&mut client, 8, round * 3000 + 1, round * 3000 + 3000)?;
+        }
+        wait_until(&mut client, &format!("{LOG_ROWS} < 10000"))?;
+        let info = client.query_one("SELECT segments FROM drift_index_info('t_e')", &[])?;
+        ensure!(info.get::<_, i32>(0) > 0);
+        check(&mut client)?;
+        let log = cluster.log();
+        let said = log.contains("no background worker is free for the drift janitor");
+        ensure!(said == (places == "2") && !log.contains("automatic flush"), "{log}");
+        require_quiet_log(&log)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn create_extension_advises_to_preload() -> Result<()> {
     let cluster = Cluster::builder().start()?;
     let warned = |cluster: &Cluster| -> Result<bool> {
