@@ -179,6 +179,20 @@ fn ddl_does_not_wait_for_a_job() -> Result<()> {
 }
 
 #[test]
+fn a_job_that_somebody_waits_for_hurries() -> Result<()> {
+    let cluster = preloaded().start()?;
+    let mut client = slow_job(&cluster, "postgres")?;
+    wait_for_worker(&mut client)?;
+    let begun = Instant::now();
+    client.batch_execute("VACUUM t")?;
+    // At one percent of a core it takes minutes.
+    ensure!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    ensure!(client.query_one(&format!("SELECT {LOG_ROWS}"), &[])?.get::<_, i64>(0) == 0);
+    ensure!(cluster.log().contains("automatic flush"), "the janitor's job was not cancelled");
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
 fn workers_and_launcher_are_terminated_and_come_again() -> Result<()> {
     let cluster = preloaded().start()?;
     let mut client = slow_job(&cluster, "postgres")?;
