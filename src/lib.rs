@@ -12,7 +12,7 @@
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |
 //! | `memtable` | rows of the log in shared memory |
-//! | `janitor` | jobs that rewrite segments: flush, merge, vacuum |
+//! | `janitor` | jobs that rewrite segments: flush, merge, vacuum; the background workers that do them |
 //! | `vector` | the SQL type |
 //! | `am` | the access method, one file a callback |
 //!

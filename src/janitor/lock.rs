@@ -32,6 +32,20 @@ impl JobLock {
         JobLock::conditional(index, ARENAS)
     }
 
+    /// The lock, as PostgreSQL's lock manager names it.
+    pub fn tag(&self) -> pg_sys::LOCKTAG {
+        // SAFETY: the relation is open.
+        let relation = unsafe { (*self.index.relation()).rd_lockInfo.lockRelId };
+        pg_sys::LOCKTAG {
+            locktag_field1: relation.dbId.to_u32(),
+            locktag_field2: relation.relId.to_u32(),
+            locktag_field3: self.page,
+            locktag_field4: 0,
+            locktag_type: pg_sys::LockTagType::LOCKTAG_PAGE as u8,
+            locktag_lockmethodid: pg_sys::DEFAULT_LOCKMETHOD as u8,
+        }
+    }
+
     fn conditional(index: Index, page: u32) -> Option<JobLock> {
         // SAFETY: the relation is open.
         unsafe { pg_sys::ConditionalLockPage(index.relation(), page, MODE) }
@@ -39,7 +53,8 @@ impl JobLock {
     }
 }
 
-const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
+/// The mode of all of these locks.
+pub const MODE: pg_sys::LOCKMODE = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
 
 impl Drop for JobLock {
     fn drop(&mut self) {

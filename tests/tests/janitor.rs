@@ -179,6 +179,20 @@ fn ddl_does_not_wait_for_a_job() -> Result<()> {
 }
 
 #[test]
+fn a_job_that_somebody_waits_for_hurries() -> Result<()> {
+    let cluster = preloaded().start()?;
+    let mut client = slow_job(&cluster, "postgres")?;
+    wait_for_worker(&mut client)?;
+    let begun = Instant::now();
+    client.batch_execute("VACUUM t")?;
+    // At one percent of a core it takes minutes.
+    ensure!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    ensure!(client.query_one(&format!("SELECT {LOG_ROWS}"), &[])?.get::<_, i64>(0) == 0);
+    ensure!(cluster.log().contains("automatic flush"), "the janitor's job was not cancelled");
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
 fn workers_and_launcher_are_terminated_and_come_again() -> Result<()> {
     let cluster = preloaded().start()?;
     let mut client = slow_job(&cluster, "postgres")?;
@@ -434,6 +448,29 @@ fn resident(pid: i32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+}
+
+#[test]
+fn without_room_for_workers_inserts_flush_themselves() -> Result<()> {
+    // The server's own launcher of logical replication takes one place, ours the other if there
+    // is one.
+    for places in ["1", "2"] {
+        let cluster = preloaded().conf("max_worker_processes", places).start()?;
+        let mut client = cluster.connect()?;
+        table(&mut client, 8)?;
+        for round in 0..10 {
+            insert(&mut client, 8, round * 3000 + 1, round * 3000 + 3000)?;
+        }
+        wait_until(&mut client, &format!("{LOG_ROWS} < 10000"))?;
+        let info = client.query_one("SELECT segments FROM drift_index_info('t_e')", &[])?;
+        ensure!(info.get::<_, i32>(0) > 0);
+        check(&mut client)?;
+        let log = cluster.log();
+        let said = log.contains("no background worker is free for the drift janitor");
+        ensure!(said == (places == "2") && !log.contains("automatic flush"), "{log}");
+        require_quiet_log(&log)?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -23,6 +23,8 @@ fn preloaded(size: &str) -> Result<Cluster> {
     let cluster = Cluster::builder()
         .conf("shared_preload_libraries", "drift_pg")
         .conf("drift.memtable_size", size)
+        // Logs are to last until the test flushes them.
+        .conf("drift.janitor", "off")
         .start()?;
     cluster.connect()?.batch_execute(SETUP)?;
     Ok(cluster)

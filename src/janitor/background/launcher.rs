@@ -7,9 +7,12 @@ use super::board::{Ticket, FLUSH};
 use super::{handlers, kinds, now, reload_settings, set_name, settings, shared, LIBRARY};
 use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
 use std::ffi::c_int;
+use std::time::{Duration, Instant};
 
 /// How often it looks whether a checkpoint has begun.
 const INTERVAL: i64 = 1_000_000;
+/// How long inserts and VACUUM are left to themselves when the server had no room for a worker.
+const SHORTAGE: Duration = Duration::from_secs(60);
 /// Seconds after which the server starts it again if it has ended.
 const RESTART: c_int = 1;
 
@@ -49,14 +52,9 @@ pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
     shared::become_launcher();
     // What was announced to the one before may have been lost with it.
     shared::advance_epoch();
-    let mut was_on = true;
+    let mut launcher = Launcher { was_on: true, short_since: None };
     loop {
-        let until = step();
-        // Nothing was announced while it was off.
-        if settings::is_on() && !was_on {
-            shared::advance_epoch();
-        }
-        was_on = settings::is_on();
+        let until = launcher.step();
         // SAFETY: the process's own latch, on its own thread.
         unsafe {
             pg_sys::WaitLatch(
@@ -84,40 +82,59 @@ unsafe extern "C-unwind" fn resign(_code: c_int, _argument: pg_sys::Datum) {
     shared::resign_launcher();
 }
 
-/// Starts what workers are needed. Microseconds until there may be more to do.
-fn step() -> i64 {
-    let now = now();
-    let kinds = kinds();
-    shared::with_board(|board| board.reap(now, is_running));
-    if !settings::is_on() {
-        shared::with_board(|board| board.dismiss());
-        return INTERVAL;
-    }
-    if kinds & FLUSH != 0 {
-        // SAFETY: a plain call on a server that is not in recovery.
-        let redo = unsafe { pg_sys::GetRedoRecPtr() };
-        shared::with_board(|board| board.seal(redo));
-    }
-    while let Some((ticket, _)) = shared::with_board(|board| board.seat(kinds, now)).flatten() {
-        let registered = start(ticket);
-        let was_short = shared::set_short(!registered);
-        if !registered {
-            shared::with_board(|board| board.cancel(ticket));
-            if !was_short {
-                pg_sys::panic::ErrorReport::new(
-                    PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-                    "no background worker is free for the drift janitor",
-                    pgrx::function_name!(),
-                )
-                .set_detail("Inserts and VACUUM flush the logs of drift indexes meanwhile.")
-                .set_hint("Consider increasing max_worker_processes.")
-                .report(pgrx::PgLogLevel::LOG);
-            }
-            break;
+/// What the launcher remembers between two looks at the board.
+struct Launcher {
+    was_on: bool,
+    /// Since when the server has had no room for a worker.
+    short_since: Option<Instant>,
+}
+
+impl Launcher {
+    /// Starts what workers are needed. Microseconds until there may be more to do.
+    fn step(&mut self) -> i64 {
+        let now = now();
+        let kinds = kinds();
+        shared::with_board(|board| board.reap(now, is_running));
+        let was_on = std::mem::replace(&mut self.was_on, settings::is_on());
+        if !self.was_on {
+            shared::with_board(|board| board.dismiss());
+            return INTERVAL;
         }
+        if !was_on {
+            // Nothing was announced meanwhile.
+            shared::advance_epoch();
+        }
+        if self.short_since.is_some_and(|since| since.elapsed() > SHORTAGE) {
+            self.short_since = None;
+            shared::set_short(false);
+        }
+        if kinds & FLUSH != 0 {
+            // SAFETY: a plain call on a server that is not in recovery.
+            let redo = unsafe { pg_sys::GetRedoRecPtr() };
+            shared::with_board(|board| board.seal(redo));
+        }
+        while let Some((ticket, _)) = shared::with_board(|board| board.seat(kinds, now)).flatten() {
+            if !start(ticket) {
+                shared::with_board(|board| board.cancel(ticket));
+                shared::set_short(true);
+                if self.short_since.replace(Instant::now()).is_none() {
+                    pg_sys::panic::ErrorReport::new(
+                        PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
+                        "no background worker is free for the drift janitor",
+                        pgrx::function_name!(),
+                    )
+                    .set_detail("Inserts and VACUUM flush the logs of drift indexes meanwhile.")
+                    .set_hint("Consider increasing max_worker_processes.")
+                    .report(pgrx::PgLogLevel::LOG);
+                }
+                break;
+            }
+            self.short_since = None;
+            shared::set_short(false);
+        }
+        let due = shared::with_board(|board| board.next_due(kinds, now)).flatten();
+        due.map_or(INTERVAL, |due| (due - now).clamp(0, INTERVAL))
     }
-    let due = shared::with_board(|board| board.next_due(kinds, now)).flatten();
-    due.map_or(INTERVAL, |due| (due - now).clamp(0, INTERVAL))
 }
 
 /// Registers a worker. False if the server has no room for another one.

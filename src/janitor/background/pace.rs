@@ -4,6 +4,7 @@
 //! no more than a look for a cancel.
 
 use super::{settings, shared};
+use crate::janitor::lock::{JobLock, MODE};
 use pgrx::{pg_sys, PgSqlErrorCode};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -20,6 +21,10 @@ const LONGEST: Duration = Duration::from_secs(10);
 struct Pace {
     /// The relation whose lock may be in somebody's way, with its mode.
     lock: Option<(pg_sys::Relation, pg_sys::LOCKMODE)>,
+    /// The job lock, while it is held.
+    job: Option<pg_sys::LOCKTAG>,
+    /// Somebody waits for it.
+    hurries: bool,
     /// End of the last pause.
     worked_since: Instant,
     watched: Instant,
@@ -40,7 +45,8 @@ pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced
     // The server does not tell who waits for a weaker lock: it may not be in the shared table.
     let is_shared = mode >= pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE;
     let lock = is_shared.then_some((relation, mode));
-    let pace = Pace { lock, worked_since: now, watched: now, yields: false };
+    let pace =
+        Pace { lock, job: None, hurries: false, worked_since: now, watched: now, yields: false };
     PACE.set(Some(pace));
     Paced(())
 }
@@ -54,6 +60,15 @@ impl Drop for Paced {
         if !std::thread::panicking() {
             PACE.set(None);
         }
+    }
+}
+
+/// From now on the background job holds this lock, or none. While somebody waits for it, the job
+/// does not pause: neither VACUUM nor drift_flush() is to last for as long as a small share of a
+/// core takes.
+pub fn set_job(job: Option<&JobLock>) {
+    if let Some(pace) = PACE.get() {
+        PACE.set(Some(Pace { job: job.map(JobLock::tag), hurries: false, ..pace }));
     }
 }
 
@@ -78,6 +93,7 @@ pub fn must_yield() -> bool {
         // the catalog has left does not hold back vacuum while the job goes on.
         unsafe {
             pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
+            pace.hurries = pace.job.is_some_and(|tag| pg_sys::LockHasWaiters(&tag, MODE, false));
             pg_sys::InvalidateCatalogSnapshotConditionally();
         }
         PACE.set(Some(pace));
@@ -104,7 +120,7 @@ pub fn breathe() {
     let until = Instant::now() + pause;
     loop {
         let left = until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
+        if left.is_zero() || PACE.get().is_some_and(|pace| pace.hurries) {
             break;
         }
         sleep(left.min(WATCH));

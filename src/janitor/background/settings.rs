@@ -4,7 +4,7 @@ use pgrx::{GucContext, GucFlags, GucRegistry, GucSetting};
 use std::time::Duration;
 
 static JANITOR: GucSetting<bool> = GucSetting::<bool>::new(true);
-static COST: GucSetting<i32> = GucSetting::<i32>::new(50);
+static COST: GucSetting<i32> = GucSetting::<i32>::new(100);
 static LOG_MIN_DURATION: GucSetting<i32> = GucSetting::<i32>::new(10 * 60 * 1000);
 
 /// Makes the settings known to the server.

@@ -117,9 +117,11 @@ pub fn has_launcher() -> bool {
     })
 }
 
-/// Whether the launcher could register its latest worker.
-pub fn set_short(short: bool) -> bool {
-    shared().is_some_and(|shared| shared.short.swap(short, Ordering::Relaxed))
+/// Whether the server has no room for the workers the launcher would start.
+pub fn set_short(short: bool) {
+    if let Some(shared) = shared() {
+        shared.short.store(short, Ordering::Relaxed);
+    }
 }
 
 /// This process is the launcher from now on.

@@ -174,7 +174,9 @@ fn perform(index: Index, work: u32) -> Outcome {
         let Some(job) = JobLock::try_acquire(index) else { return Outcome::Later };
         show(&format!("drift: flush of index {name}"));
         let begun = Instant::now();
+        pace::set_job(Some(&job));
         let flushed = flush(index, &job).or_raise(index);
+        pace::set_job(None);
         drop(job);
         let took = begun.elapsed();
         if flushed.rows > 0 || flushed.merged > 0 {
