@@ -1,6 +1,7 @@
 //! Data: the bundled word vectors, and the files larger sets come in.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use anyhow::{ensure, Context, Result};
@@ -101,22 +102,45 @@ impl Words {
     }
 }
 
-/// Reads a file of rows, each an int32 dimension count and that many elements of `width` bytes,
-/// little-endian.
-fn rows<T>(path: &Path, width: usize, element: impl Fn(&[u8]) -> T) -> Result<Vec<Vec<T>>> {
-    let bytes = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut rest = bytes.as_slice();
-    let mut rows = Vec::new();
-    while !rest.is_empty() {
-        let row = rest.split_first_chunk().and_then(|(dimensions, rest)| {
-            let dimensions = usize::try_from(i32::from_le_bytes(*dimensions)).ok()?;
-            rest.split_at_checked(dimensions.checked_mul(width)?)
-        });
-        let (row, after) =
-            row.with_context(|| format!("{}: row {} is cut off", path.display(), rows.len()))?;
-        rows.push(row.chunks_exact(width).map(&element).collect());
-        rest = after;
+/// Gives each row of a file to `row`: an int32 dimension count and that many elements of `width`
+/// bytes, little-endian.
+///
+/// # Errors
+/// The file cannot be read or ends within a row, or `row` fails: the error names file and row.
+pub(crate) fn each_row(
+    path: &Path,
+    width: usize,
+    mut row: impl FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut rest = file.metadata()?.len();
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    let mut bytes = Vec::new();
+    let mut number = 0_u64;
+    while rest > 0 {
+        let mut next = || {
+            let mut count = [0; 4];
+            file.read_exact(&mut count).context("cut off")?;
+            let count = usize::try_from(i32::from_le_bytes(count)).context("not a row")?;
+            let length = count.checked_mul(width).context("not a row")?;
+            // A damaged count must not make this allocate what the file cannot hold.
+            rest = rest.checked_sub(4 + length as u64).context("cut off")?;
+            bytes.resize(length, 0);
+            file.read_exact(&mut bytes).context("cut off")?;
+            row(&bytes)
+        };
+        next().with_context(|| format!("{}: row {number}", path.display()))?;
+        number += 1;
     }
+    Ok(())
+}
+
+fn rows<T>(path: &Path, width: usize, element: impl Fn(&[u8]) -> T) -> Result<Vec<Vec<T>>> {
+    let mut rows = Vec::new();
+    each_row(path, width, |row| {
+        rows.push(row.chunks_exact(width).map(&element).collect());
+        Ok(())
+    })?;
     Ok(rows)
 }
 
