@@ -11,6 +11,7 @@
 //! | [`oracle`] | exact mode held against the sequential scan |
 //! | [`data`], [`vector`] | bundled and other vectors; vectors on the wire |
 //! | [`regress`] | SQL scripts whose output must be the expected one |
+//! | [`bench`] | recall, speed, build time and size, beside other indexes |
 //! | [`progress`] | progress of long steps, on a terminal or in a log |
 //!
 //! A scenario test starts from [`cluster::Cluster::builder`]; the private PostgreSQL must have
@@ -18,6 +19,7 @@
 
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod cluster;
 pub mod command;
 pub mod data;

@@ -11,7 +11,7 @@ use postgres::types::{FromSql, IsNull, ToSql, Type};
 pub struct Vector(pub Vec<f32>);
 
 /// The binary form: dimensions, an unused zero, the elements; all big-endian.
-fn encode(elements: &[f32], out: &mut Vec<u8>) -> io::Result<()> {
+pub(crate) fn encode(elements: &[f32], out: &mut Vec<u8>) -> io::Result<()> {
     let dimensions = i16::try_from(elements.len()).map_err(io::Error::other)?;
     out.extend(dimensions.to_be_bytes());
     out.extend([0, 0]);
