@@ -15,7 +15,7 @@ const CLUSTER: usize = 400;
 
 /// How wide a cluster is against the distances between clusters, and how far rows lie off the
 /// space that they vary in.
-const WIDTH: f32 = 0.6;
+const WIDTH: f32 = 1.0;
 const NOISE: f32 = 0.05;
 
 /// Rows and queries, the same ones for the same arguments.
