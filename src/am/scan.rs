@@ -211,7 +211,11 @@ impl Ordered {
             if view.dims() != query.len() {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
             }
-            let snapshot = Snapshot::of(index, &view)?;
+            let snapshot = if recall >= 1.0 {
+                Snapshot::of_sound(index, &view)?
+            } else {
+                Snapshot::of(index, &view)?
+            };
             let buckets = snapshot.routing().map_or(0, |routing| routing.len());
             let params = Params {
                 effort: Effort::new(recall, buckets, snapshot.calibration()),

@@ -70,6 +70,7 @@ impl Snapshot {
     fn is_complete_for(&self, view: &View) -> bool {
         self.manifest_id == view.manifest().id
             && self.segments.iter().all(|segment| segment.has_sound_arena())
+            && self.routing.as_ref().is_none_or(|routing| !routing.is_damaged())
     }
 
     fn load(index: Index, view: &View, known: Option<&Snapshot>) -> Read<Snapshot> {
@@ -78,9 +79,12 @@ impl Snapshot {
         let live_rows = manifest.live_rows();
         let calibration =
             manifest.router.as_ref().map_or(Calibration::EVERYTHING, |r| r.calibration);
+        if let Some(known) = known.filter(|k| k.routing.as_ref().is_some_and(|r| r.is_damaged())) {
+            discard_arena(index, known.router_id);
+        }
         let router_id = manifest.router.as_ref().map_or(Identity::NONE, |r| r.column.id);
         let routing = match (&manifest.router, known) {
-            (Some(_), Some(known)) if known.router_id == router_id => known.routing.clone(),
+            (Some(_), Some(known)) if known.has_routing(router_id) => known.routing.clone(),
             (Some(stored), _) => {
                 let (routing, made) = open_routing(index, view.metric, view.dims(), stored)?;
                 if made {
@@ -94,7 +98,7 @@ impl Snapshot {
         let same = |segment: &Segment| {
             let known = known?.segments.iter().find(|known| known.segment.id == segment.id)?;
             if known.damaged.get() {
-                discard_arena(index, segment);
+                discard_arena(index, segment.id);
             }
             known.has_sound_arena().then(|| known.clone())
         };
@@ -119,6 +123,19 @@ impl Snapshot {
             calibration,
             delivered: Cell::new(known.map_or(0, |known| known.delivered.get())),
         })
+    }
+
+    fn has_routing(&self, id: Identity) -> bool {
+        self.router_id == id && self.routing.as_ref().is_some_and(|routing| !routing.is_damaged())
+    }
+
+    /// As [`Snapshot::of`], for a search that may not be led astray by damage not met yet.
+    pub fn of_sound(index: Index, view: &View) -> Read<Rc<Snapshot>> {
+        let snapshot = Snapshot::of(index, view)?;
+        match snapshot.routing() {
+            Some(routing) if !routing.is_sound() => Snapshot::of(index, view),
+            _ => Ok(snapshot),
+        }
     }
 
     /// The router, as searches see it; none while there is no segment.
@@ -259,8 +276,8 @@ fn with_starts(shapes: Vec<BucketShape>) -> Vec<(BucketShape, u64)> {
 }
 
 /// Removes an arena whose codes did not match their checksum, so that it is made again.
-fn discard_arena(index: Index, segment: &Segment) {
-    let (directory, name) = arena_place(index, segment.id);
+fn discard_arena(index: Index, id: Identity) {
+    let (directory, name) = arena_place(index, id);
     let removed = arena::remove(&directory, &name);
     pgrx::ereport!(
         LOG,

@@ -7,8 +7,12 @@
 //!      *  radii, 4 bytes a bucket, infinite to the next 32 buckets
 //!      *  columns add, scale and error of the centroids' sign codes, as long
 //!      *  sign codes of the centroids about the mean, in blocks of 32
+//!      *  CRC32 of each rotated centroid
 //!      *  rotated centroids, 4 bytes a padded component
 //! ```
+//!
+//! The header's checksum of what follows it ends where the centroids begin. These are checked one
+//! by one when they are first touched, so that opening takes a small part of reading the file.
 //!
 //! Where an index has no sign codes ([`sign::are_used`](crate::quant::sign::are_used)) the columns
 //! and codes are left out, and the rotation is the identity. All numbers are little-endian, every
@@ -29,6 +33,7 @@ use std::io::{self, Write};
 use std::mem::offset_of;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 const MAGIC: [u8; 8] = *b"driftrtr";
 const VERSION: u32 = 1;
@@ -47,7 +52,7 @@ struct Header {
     dim: u32,
     padded: u32,
     buckets: u32,
-    /// CRC32 of everything behind the header.
+    /// CRC32 of what is between the header and the centroids.
     body_crc: u32,
     /// Length of the file.
     length: u64,
@@ -98,6 +103,7 @@ struct Parts {
     radii: Range<usize>,
     columns: [Range<usize>; 3],
     codes: Range<usize>,
+    centroid_crcs: Range<usize>,
     centroids: Range<usize>,
     length: usize,
 }
@@ -123,6 +129,7 @@ impl Parts {
             radii: part(column)?,
             columns: [part(of_signs)?, part(of_signs)?, part(of_signs)?],
             codes: part(blocks.checked_mul(sign::block_bytes(signs)))?,
+            centroid_crcs: part(buckets.checked_mul(size_of::<u32>()))?,
             centroids: part(buckets.checked_mul(padded)?.checked_mul(size_of::<f32>()))?,
             length: 0,
         };
@@ -138,10 +145,13 @@ fn padded(identity: &RoutingIdentity) -> usize {
     }
 }
 
-/// A mapped routing arena, all of which was checked.
+/// A mapped routing arena. All but its centroids was checked when it was opened.
 #[derive(Debug)]
 pub struct RoutingArena {
     map: Mmap,
+    /// One bit a centroid: it was found to be what was written.
+    sound: Box<[AtomicU64]>,
+    damaged: AtomicBool,
     identity: RoutingIdentity,
     parts: Parts,
     typical: f32,
@@ -210,8 +220,7 @@ impl RoutingArena {
     }
 
     fn check(map: Mmap, identity: &RoutingIdentity) -> Result<RoutingArena, ArenaError> {
-        let (head, body) =
-            map.split_at_checked(size_of::<Header>()).ok_or(ArenaError::Truncated)?;
+        let head = map.get(..size_of::<Header>()).ok_or(ArenaError::Truncated)?;
         let header: Header = bytemuck::pod_read_unaligned(head);
         if header.magic != MAGIC {
             return Err(ArenaError::Damaged("magic"));
@@ -239,11 +248,18 @@ impl RoutingArena {
         {
             return Err(ArenaError::Damaged("length"));
         }
-        if crc32fast::hash(body) != header.body_crc {
-            return Err(ArenaError::Damaged("centroids"));
+        if crc32fast::hash(&map[size_of::<Header>()..parts.centroids.start]) != header.body_crc {
+            return Err(ArenaError::Damaged("codes of centroids"));
         }
-        let rotation = Rotation::new(identity.metric, identity.dim as usize);
-        Ok(RoutingArena { typical: header.typical, identity: *identity, parts, map, rotation })
+        Ok(RoutingArena {
+            typical: header.typical,
+            identity: *identity,
+            sound: (0..identity.buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            damaged: AtomicBool::new(false),
+            rotation: Rotation::new(identity.metric, identity.dim as usize),
+            parts,
+            map,
+        })
     }
 
     /// What the arena was made of.
@@ -281,10 +297,35 @@ impl RoutingArena {
         &self.numbers(&self.parts.radii)[..self.len()]
     }
 
-    /// The rotated centroid of a bucket. Panics when there is no such bucket.
+    /// The rotated centroid of a bucket. One that is not what was written makes the arena
+    /// [`RoutingArena::is_damaged`]; searches are led astray by it. Panics when there is no such
+    /// bucket.
     pub fn centroid(&self, bucket: u32) -> &[f32] {
-        let padded = padded(&self.identity);
-        &self.numbers(&self.parts.centroids)[bucket as usize * padded..][..padded]
+        let (padded, number) = (padded(&self.identity), bucket as usize);
+        let centroid = &self.numbers(&self.parts.centroids)[number * padded..][..padded];
+        let (word, bit) = (&self.sound[number / 64], 1 << (number % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            let crcs: &[u32] = bytemuck::cast_slice(&self.map[self.parts.centroid_crcs.clone()]);
+            if crc32fast::hash(bytemuck::cast_slice(centroid)) == crcs[number] {
+                word.fetch_or(bit, Ordering::Relaxed);
+            } else {
+                self.damaged.store(true, Ordering::Relaxed);
+            }
+        }
+        centroid
+    }
+
+    /// Whether a centroid that was touched was not what was written.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged.load(Ordering::Relaxed)
+    }
+
+    /// Checks all centroids, and whether the arena is what was written then.
+    pub fn is_sound(&self) -> bool {
+        (0..self.identity.buckets).for_each(|bucket| {
+            self.centroid(bucket);
+        });
+        !self.is_damaged()
     }
 
     /// Sign codes of the centroids about their mean, and their columns; none if the index has none.
@@ -340,6 +381,10 @@ fn encode(router_id: u128, router: &Router) -> Result<Vec<u8>, ArenaError> {
     radii.resize(parts.radii.len() / size_of::<f32>(), f32::INFINITY);
     put(&parts.radii, &radii);
     put(&parts.centroids, &centroids);
+    let crcs: Vec<u32> = centroids
+        .chunks_exact(padded)
+        .map(|centroid| crc32fast::hash(bytemuck::cast_slice(centroid)))
+        .collect();
     let block_bytes = sign::block_bytes(signs_padded(router.metric(), router.dim()));
     if block_bytes > 0 {
         let none = sign::SignFactors::NO_ROW;
@@ -357,7 +402,10 @@ fn encode(router_id: u128, router: &Router) -> Result<Vec<u8>, ArenaError> {
         parts.columns.iter().zip(&columns).for_each(|(part, column)| put(part, column));
         bytes[parts.codes.clone()].copy_from_slice(&codes);
     }
+    let crcs: &[u8] = bytemuck::cast_slice(&crcs);
+    bytes[parts.centroid_crcs.start..][..crcs.len()].copy_from_slice(crcs);
     let (head, body) = bytes.split_at_mut(size_of::<Header>());
+    let body = &body[..parts.centroids.start - size_of::<Header>()];
     let mut header = Header {
         magic: MAGIC,
         version: VERSION,
@@ -447,7 +495,11 @@ mod tests {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
             std::fs::write(&path, &bad).unwrap();
-            assert!(RoutingArena::open(dir.path(), &name, &own).is_err(), "byte {at}");
+            let is_sound = RoutingArena::open(dir.path(), &name, &own).is_ok_and(|arena| {
+                assert!(!arena.is_damaged(), "not touched yet");
+                arena.is_sound()
+            });
+            assert!(!is_sound, "byte {at}");
         }
         for length in [0, 64, 127, 128, 400, good.len() - 1] {
             std::fs::write(&path, &good[..length]).unwrap();

@@ -88,6 +88,11 @@ impl ArenaBuilder<'_> {
         shapes: &[BucketShape],
         source: &mut impl VectorSource,
     ) -> Read<Option<Arena>> {
+        if !self.routing.is_sound() {
+            // Codes made of it would not fit the one that takes its place.
+            report_unwritten(self.index, &ArenaError::Damaged("centroids of the router"));
+            return Ok(None);
+        }
         let plan = self.plan(shapes, source)?;
         let (directory, name) = arena_place(self.index, id);
         let writer = self
@@ -104,6 +109,9 @@ impl ArenaBuilder<'_> {
     pub fn rebuild(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
         if let Some(arena) = self.write_again(segment, shapes)? {
             return Ok(Some(arena));
+        }
+        if self.routing.is_damaged() {
+            return Ok(None);
         }
         let mut source = self.pages(segment)?;
         let plan = self.plan(shapes, &mut source)?;

@@ -93,6 +93,8 @@ fn cancelled_within_a_second() -> Result<()> {
             // Too late: it was ready.
             Ok(()) => client.batch_execute("DROP INDEX t_e")?,
         }
+        // An error reaches the client before its transaction has been cleared away.
+        client.batch_execute("SELECT 1")?;
         ensure!(
             leftovers(&cluster)?.is_empty(),
             "{:?} after {:?}",
