@@ -4,7 +4,7 @@
 //! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes the run ten times as long.
 
 use anyhow::{Context, Result};
-use harness::cluster::Cluster;
+use harness::cluster::{Builder, Cluster};
 use harness::oracle::{compare, require_quiet_log, DISTANCES};
 use postgres::error::SqlState;
 use postgres::Client;
@@ -111,9 +111,9 @@ fn is_deadlock(error: &anyhow::Error) -> bool {
     code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
 }
 
-fn run(dims: usize, batches: usize, steps: usize) -> Result<()> {
+fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()> {
     let seed = seed();
-    let cluster = Cluster::builder().start()?;
+    let cluster = builder.start()?;
     let mut judge = cluster.connect()?;
     judge.batch_execute(&format!(
         "CREATE EXTENSION drift_pg; CREATE TABLE t (id serial PRIMARY KEY, e vector({dims}))"
@@ -189,10 +189,16 @@ fn soak() -> usize {
 
 #[test]
 fn short_vectors() -> Result<()> {
-    run(16, 12 * soak(), 60)
+    run(Cluster::builder(), 16, 12 * soak(), 60)
+}
+
+#[test]
+fn short_vectors_and_the_janitor() -> Result<()> {
+    let preloaded = Cluster::builder().conf("shared_preload_libraries", "drift_pg");
+    run(preloaded.conf("drift.log_limit", "64kB"), 16, 12 * soak(), 60)
 }
 
 #[test]
 fn vectors_longer_than_a_page() -> Result<()> {
-    run(2100, 4 * soak(), 20)
+    run(Cluster::builder(), 2100, 4 * soak(), 20)
 }
