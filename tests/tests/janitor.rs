@@ -299,6 +299,18 @@ fn a_standby_gets_its_arenas_and_is_promoted() -> Result<()> {
     ensure!(standby.log().contains("automatic rebuild of arenas of index"), "by the janitor");
     ensure!(!standby.log().contains("automatic flush"), "which writes nothing else");
     check(&mut on_standby)?;
+    // Of segments that have been merged away, it keeps none.
+    insert(&mut client, 8, 100_001, 110_000)?;
+    client.batch_execute("VACUUM t")?;
+    primary.wait_for_catchup(&standby)?;
+    check(&mut on_standby)?;
+    wait_until(&mut on_standby, arenas)?;
+    let segments = on_standby.query_one("SELECT segments FROM drift_index_info('t_e')", &[])?;
+    let begun = Instant::now();
+    while standby.arena_files("postgres", "t_e")?.len() != segments.get::<_, i32>(0) as usize {
+        ensure!(begun.elapsed() < PATIENCE, "{:?}", standby.arena_files("postgres", "t_e")?);
+        sleep(PAUSE);
+    }
     primary.stop(Stop::Immediate)?;
     on_standby.batch_execute("SELECT pg_promote()")?;
     insert(&mut on_standby, 8, 20_001, 30_000)?;

@@ -4,7 +4,7 @@
 //! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes the run ten times as long.
 
 use anyhow::{Context, Result};
-use harness::cluster::Cluster;
+use harness::cluster::{Builder, Cluster};
 use harness::oracle::{compare, require_quiet_log, DISTANCES};
 use postgres::error::SqlState;
 use postgres::Client;
@@ -111,14 +111,8 @@ fn is_deadlock(error: &anyhow::Error) -> bool {
     code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
 }
 
-/// `memtable` is the size of one, if the library is to be preloaded.
-fn run(dims: usize, batches: usize, steps: usize, memtable: Option<&str>) -> Result<()> {
+fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()> {
     let seed = seed();
-    let mut builder = Cluster::builder();
-    if let Some(size) = memtable {
-        builder =
-            builder.conf("shared_preload_libraries", "drift_pg").conf("drift.memtable_size", size);
-    }
     let cluster = builder.start()?;
     let mut judge = cluster.connect()?;
     judge.batch_execute(&format!(
@@ -196,21 +190,33 @@ fn soak() -> usize {
 
 #[test]
 fn short_vectors() -> Result<()> {
-    run(16, 12 * soak(), 60, None)
+    run(Cluster::builder(), 16, 12 * soak(), 60)
+}
+
+/// The library preloaded, with a memtable of this size.
+fn preloaded(memtable: &str) -> Builder {
+    Cluster::builder()
+        .conf("shared_preload_libraries", "drift_pg")
+        .conf("drift.memtable_size", memtable)
+}
+
+#[test]
+fn short_vectors_and_the_janitor() -> Result<()> {
+    run(preloaded("128MB").conf("drift.log_limit", "64kB"), 16, 12 * soak(), 60)
 }
 
 #[test]
 fn vectors_longer_than_a_page() -> Result<()> {
-    run(2100, 4 * soak(), 20, None)
+    run(Cluster::builder(), 2100, 4 * soak(), 20)
 }
 
 #[test]
 fn short_vectors_in_a_memtable() -> Result<()> {
-    run(16, 12 * soak(), 60, Some("128MB"))
+    run(preloaded("128MB").conf("drift.janitor", "off"), 16, 12 * soak(), 60)
 }
 
 #[test]
 fn a_memtable_that_is_too_small() -> Result<()> {
-    run(16, 6 * soak(), 60, Some("384kB"))?;
-    run(2100, 4 * soak(), 20, Some("1MB"))
+    run(preloaded("384kB"), 16, 6 * soak(), 60)?;
+    run(preloaded("1MB"), 2100, 4 * soak(), 20)
 }

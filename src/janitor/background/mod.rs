@@ -166,7 +166,7 @@ mod handlers {
 
 /// Reads the configuration anew if the server has been told to.
 fn reload_settings() {
-    // SAFETY: flags and functions of the process's own thread, outside of a transaction.
+    // SAFETY: flags and functions of the process's own thread, with no lock on any page.
     unsafe {
         if std::ptr::read_volatile(&raw const pg_sys::ConfigReloadPending) != 0 {
             pg_sys::ConfigReloadPending = 0;

@@ -125,6 +125,8 @@ pub fn breathe() {
         }
         sleep(left.min(WATCH));
         yield_if_asked();
+        // A changed share counts from the next pause on.
+        super::reload_settings();
     }
     if let Some(pace) = PACE.get() {
         PACE.set(Some(Pace { worked_since: Instant::now(), ..pace }));

@@ -2,7 +2,7 @@
 
 use super::board::{Next, Ticket, ARENAS, FLUSH};
 use super::{handlers, kinds, now, pace, reload_settings, settings, shared};
-use crate::janitor::{flush, rebuild_missing, sweep_database, JobLock};
+use crate::janitor::{flush, rebuild_missing, sweep_database, sweep_if_idle, JobLock};
 use crate::page::{Fault, Index, OrRaise};
 use pgrx::{pg_guard, pg_sys, PgLogLevel, PgSqlErrorCode, PgTryBuilder};
 use std::ffi::{c_int, CStr, CString};
@@ -188,7 +188,13 @@ fn perform(index: Index, work: u32) -> Outcome {
     if work & ARENAS != 0 {
         show(&format!("drift: rebuild of arenas of index {name}"));
         let begun = Instant::now();
-        let rebuilt = match rebuild_missing(index) {
+        // Where one is missing, those of earlier segments may be left over: on a standby no flush
+        // removes them.
+        let rebuilt = rebuild_missing(index).and_then(|rebuilt| {
+            sweep_if_idle(index)?;
+            Ok(rebuilt)
+        });
+        let rebuilt = match rebuilt {
             Ok(Some(rebuilt)) => rebuilt,
             // Somebody else is at it, or the index has changed meanwhile.
             Ok(None) | Err(Fault::Recycled(_)) => return Outcome::Later,
@@ -197,7 +203,7 @@ fn perform(index: Index, work: u32) -> Outcome {
         if rebuilt.unwritten > 0 {
             return Outcome::Failed;
         }
-        // Arenas are missing where indexes have moved away and left theirs behind.
+        // Or the index has moved here from another tablespace and left its own behind.
         sweep_database();
         let took = begun.elapsed();
         log(took, || {
