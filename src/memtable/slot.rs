@@ -277,6 +277,9 @@ impl Held {
             let Some(place) = self.area.table(self.number, number).get(count as usize) else {
                 return false;
             };
+            if self.is_full() {
+                return false;
+            }
             let released = self.area.pool().released.load(Ordering::Relaxed);
             let Some(chunk) = self.take_chunk(number) else {
                 slot.full.store(released.wrapping_add(1).max(1), Ordering::Relaxed);

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::mem::size_of;
 
 /// Pages that an insert reads at most to catch up with the log.
-pub const CATCH_UP_PAGES: u32 = 64;
+const CATCH_UP_PAGES: u32 = 64;
 /// Pages read at a time, without a lock, before their rows are published.
 const BATCH_PAGES: u32 = 8;
 /// How far ahead of the published rows one may be put, for others to fill the gap.
@@ -50,12 +50,10 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) {
     match place {
         // Not by each row: the metapage has to be looked at.
         Place::Behind if appended.grown.is_some() => {
-            let caught_up =
-                View::take(index).and_then(|view| catch_up(index, &view, CATCH_UP_PAGES));
-            if caught_up.is_err() {
+            catch_up(index, CATCH_UP_PAGES).unwrap_or_else(|_| {
                 // The row is in the log; what is wrong with others is for their readers to be told.
                 forget(index);
-            }
+            });
         }
         Place::Spoilt => forget(index),
         Place::LongTail => {
@@ -112,8 +110,12 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
 ///
 /// # Errors
 /// What reading pages gave, unless it is that they have been given to something else.
-pub fn catch_up(index: Index, view: &View, pages: u32) -> Read<()> {
-    if !super::is_shared() || !make_current(index, view) {
+pub fn catch_up(index: Index, pages: u32) -> Read<()> {
+    if !super::is_shared() {
+        return Ok(());
+    }
+    let view = &View::take(index)?;
+    if !make_current(index, view) {
         return Ok(());
     }
     let key = Key::new(index, view.log_id());
