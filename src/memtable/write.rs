@@ -17,8 +17,12 @@ const AHEAD: u64 = 512;
 const TAIL_BYTES: usize = 2 << 20;
 /// Bytes from which on inserts link too, since nobody else keeps up.
 const LONG_TAIL_BYTES: usize = 32 << 20;
-/// Components of vectors linked in one step, roughly: a step holds off interrupts.
+/// Components of the vectors linked in one step, about: a step holds off interrupts.
 const STEP_COMPONENTS: u32 = 2048;
+/// Rows linked in one step.
+const STEP_ROWS: u32 = 16;
+/// Rows that an insert links, which slows it down to a tenth: it adds one.
+const INSERTERS_SHARE: u32 = 2;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -58,7 +62,7 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) {
         Place::Spoilt => forget(index),
         Place::LongTail => {
             if let Some(held) = Held::find(index) {
-                link_step(held, TAIL_BYTES);
+                link_step(held, INSERTERS_SHARE);
             }
         }
         _ => {}
@@ -258,20 +262,20 @@ fn exclusive(index: Index) -> Option<Held> {
 pub fn link_some() -> u32 {
     let slots = (0..super::area::SLOTS).filter(|_| super::is_shared());
     let in_use = |held: &Held| held.slot().was_used_lately();
-    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, TAIL_BYTES)).sum()
+    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, STEP_ROWS)).sum()
 }
 
-/// Links some rows of a slot if more than `tail` bytes are not linked.
-fn link_step(held: Held, tail: usize) -> u32 {
+/// Links at most `rows` rows of a slot, if its unlinked tail is long.
+fn link_step(held: Held, rows: u32) -> u32 {
     let dims = held.slot().dims().max(1);
     let step = || {
         let (_, graph) = held.graph(held.slot().active())?;
         let unlinked = (graph.len() - graph.linked()) as usize;
-        if unlinked <= tail / size_of::<f32>() / dims as usize {
+        if unlinked <= TAIL_BYTES / size_of::<f32>() / dims as usize {
             return None;
         }
         let _lock = held.try_link_lock()?;
-        let rows = (STEP_COMPONENTS / dims).clamp(1, 16);
+        let rows = (STEP_COMPONENTS / dims).clamp(1, rows);
         Some(with_scratch(|scratch| graph.link(scratch, rows)))
     };
     match step() {
