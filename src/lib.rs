@@ -73,6 +73,6 @@ pub mod pg_test {
 
     /// Lines for the `postgresql.conf` of the server that runs the tests.
     pub fn postgresql_conf_options() -> Vec<&'static str> {
-        vec![]
+        vec!["shared_preload_libraries = 'drift_pg'"]
     }
 }

@@ -51,7 +51,7 @@ impl LogRows {
         }
         let end = read?;
         if others >= MANY_ROWS || end.pages_passed >= MANY_PAGES {
-            memtable::catch_up(index, &self.view, u32::MAX)?;
+            memtable::catch_up(index, u32::MAX)?;
         }
         Ok(())
     }

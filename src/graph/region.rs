@@ -16,8 +16,8 @@ const PRESENT: u32 = 1 << 31;
 /// Chunks of words that a graph lives in.
 ///
 /// # Safety
-/// Each chunk is handed out zeroed at first, and the words below those that [`Graph::put`] has not
-/// reached are changed by nobody but the graph as long as a reference to a chunk lives.
+/// A chunk's words are zero when it is first handed out, and as long as a reference to it lives
+/// nobody but the graph changes them.
 pub unsafe trait Region {
     /// Chunk number `nth`, if there is one.
     fn chunk(&self, nth: u32) -> Option<&[AtomicU32]>;

@@ -35,6 +35,8 @@
 mod area;
 mod read;
 mod slot;
+#[cfg(feature = "pg_test")]
+mod tests;
 mod write;
 
 pub use area::{define_settings, is_shared, is_wanted};

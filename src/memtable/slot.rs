@@ -277,6 +277,9 @@ impl Held {
             let Some(place) = self.area.table(self.number, number).get(count as usize) else {
                 return false;
             };
+            if self.is_full() {
+                return false;
+            }
             let released = self.area.pool().released.load(Ordering::Relaxed);
             let Some(chunk) = self.take_chunk(number) else {
                 slot.full.store(released.wrapping_add(1).max(1), Ordering::Relaxed);
@@ -578,4 +581,33 @@ pub fn label(tid: Tid) -> u64 {
 /// The TID a label stands for.
 pub fn tid(label: u64) -> Tid {
     Tid::new(label as u32, (label >> 32) as u16)
+}
+
+/// Mishaps, for tests.
+#[cfg(feature = "pg_test")]
+impl Held {
+    /// Leaves the slot as an error in the middle of a change does.
+    pub fn leave_changing(&self) {
+        self.slot().state.store(CHANGING, Ordering::SeqCst);
+    }
+
+    /// Makes all links of the active generation lead nowhere.
+    pub fn scribble_links(&self) {
+        let number = self.slot().active();
+        let (Some((generation, graph)), Some(shape)) = (self.graph(number), self.slot().shape())
+        else {
+            return;
+        };
+        let table = self.area.table(self.number, number);
+        let chunks = generation.chunks.load(Ordering::Relaxed) as usize;
+        let vectors = shape.rows_per_chunk() as usize * self.slot().dims() as usize;
+        for nth in table.iter().take(chunks) {
+            let words = self.area.chunk(nth.load(Ordering::Relaxed)).unwrap_or_default();
+            let links = shape.rows_per_chunk() as usize * 32;
+            for word in words.iter().skip(vectors).take(links) {
+                word.store(u32::MAX - 1, Ordering::Relaxed);
+            }
+        }
+        assert!(graph.linked() > 0);
+    }
 }

@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::mem::size_of;
 
 /// Pages that an insert reads at most to catch up with the log.
-pub const CATCH_UP_PAGES: u32 = 64;
+const CATCH_UP_PAGES: u32 = 64;
 /// Pages read at a time, without a lock, before their rows are published.
 const BATCH_PAGES: u32 = 8;
 /// How far ahead of the published rows one may be put, for others to fill the gap.
@@ -17,8 +17,12 @@ const AHEAD: u64 = 512;
 const TAIL_BYTES: usize = 2 << 20;
 /// Bytes from which on inserts link too, since nobody else keeps up.
 const LONG_TAIL_BYTES: usize = 32 << 20;
-/// Components of vectors linked in one step, roughly: a step holds off interrupts.
+/// Components of the vectors linked in one step, about: a step holds off interrupts.
 const STEP_COMPONENTS: u32 = 2048;
+/// Rows linked in one step.
+const STEP_ROWS: u32 = 16;
+/// Rows that an insert links, which slows it down to a tenth: it adds one.
+const INSERTERS_SHARE: u32 = 2;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -50,17 +54,15 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) {
     match place {
         // Not by each row: the metapage has to be looked at.
         Place::Behind if appended.grown.is_some() => {
-            let caught_up =
-                View::take(index).and_then(|view| catch_up(index, &view, CATCH_UP_PAGES));
-            if caught_up.is_err() {
+            catch_up(index, CATCH_UP_PAGES).unwrap_or_else(|_| {
                 // The row is in the log; what is wrong with others is for their readers to be told.
                 forget(index);
-            }
+            });
         }
         Place::Spoilt => forget(index),
         Place::LongTail => {
             if let Some(held) = Held::find(index) {
-                link_step(held, TAIL_BYTES);
+                link_step(held, INSERTERS_SHARE);
             }
         }
         _ => {}
@@ -112,8 +114,12 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
 ///
 /// # Errors
 /// What reading pages gave, unless it is that they have been given to something else.
-pub fn catch_up(index: Index, view: &View, pages: u32) -> Read<()> {
-    if !super::is_shared() || !make_current(index, view) {
+pub fn catch_up(index: Index, pages: u32) -> Read<()> {
+    if !super::is_shared() {
+        return Ok(());
+    }
+    let view = &View::take(index)?;
+    if !make_current(index, view) {
         return Ok(());
     }
     let key = Key::new(index, view.log_id());
@@ -256,20 +262,20 @@ fn exclusive(index: Index) -> Option<Held> {
 pub fn link_some() -> u32 {
     let slots = (0..super::area::SLOTS).filter(|_| super::is_shared());
     let in_use = |held: &Held| held.slot().was_used_lately();
-    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, TAIL_BYTES)).sum()
+    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, STEP_ROWS)).sum()
 }
 
-/// Links some rows of a slot if more than `tail` bytes are not linked.
-fn link_step(held: Held, tail: usize) -> u32 {
+/// Links at most `rows` rows of a slot, if its unlinked tail is long.
+fn link_step(held: Held, rows: u32) -> u32 {
     let dims = held.slot().dims().max(1);
     let step = || {
         let (_, graph) = held.graph(held.slot().active())?;
         let unlinked = (graph.len() - graph.linked()) as usize;
-        if unlinked <= tail / size_of::<f32>() / dims as usize {
+        if unlinked <= TAIL_BYTES / size_of::<f32>() / dims as usize {
             return None;
         }
         let _lock = held.try_link_lock()?;
-        let rows = (STEP_COMPONENTS / dims).clamp(1, 16);
+        let rows = (STEP_COMPONENTS / dims).clamp(1, rows);
         Some(with_scratch(|scratch| graph.link(scratch, rows)))
     };
     match step() {

@@ -1,0 +1,117 @@
+//! Shared memory that is not as it should be.
+
+use super::slot::Held;
+use crate::page::{kill_log_rows, Index, Tid, View};
+use pgrx::prelude::*;
+use pgrx::PgRelation;
+
+#[pg_schema]
+mod tests {
+    use super::*;
+
+    const NEAREST: &str = "SELECT array_agg(id) FROM
+        (SELECT id FROM m ORDER BY e <-> row_of(77) LIMIT 20) nearest";
+
+    /// 6,000 rows of 256 dimensions in a log, and in memory.
+    fn table() {
+        Spi::run(
+            "CREATE FUNCTION row_of(i integer) RETURNS vector LANGUAGE sql IMMUTABLE AS
+             $$ SELECT array_agg(sin(i % 9 + d) + 0.3 * sin(i * d * 0.01) ORDER BY d)::vector
+                FROM generate_series(1, 256) d $$;
+             CREATE TABLE m (id integer, e vector(256));
+             CREATE INDEX m_e ON m USING drift (e);
+             SET drift.log_limit = '1GB';
+             SET enable_seqscan = off;
+             SET enable_sort = off;
+             INSERT INTO m SELECT i, row_of(i) FROM generate_series(1, 6000) i;",
+        )
+        .expect("as the test set up");
+        assert_eq!(held(), 6000, "the tests' server has a memtable");
+    }
+
+    fn held() -> i64 {
+        let sql = "SELECT memtable_rows FROM drift_index_info('m_e')";
+        Spi::get_one(sql).expect("as the test set up").expect("as the test set up")
+    }
+
+    fn nearest(recall: &str) -> Vec<i32> {
+        Spi::run(&format!("SET drift.target_recall = {recall}")).expect("as the test set up");
+        Spi::get_one(NEAREST).expect("as the test set up").expect("as the test set up")
+    }
+
+    /// Hands the index's slot, locked alone, to `spoil`.
+    fn spoil(spoil: impl FnOnce(&Held)) {
+        let relation =
+            PgRelation::open_with_name_and_share_lock("m_e").expect("as the test set up");
+        // SAFETY: the relation is open until the end of the function.
+        let index = unsafe { Index::new(relation.as_ptr()) };
+        let key = Held::find(index).expect("as the test set up").slot().key();
+        spoil(&Held::exclusive(index, key).expect("as the test set up"));
+    }
+
+    #[pg_test]
+    fn a_slot_whose_change_was_interrupted_is_forgotten() {
+        table();
+        let expected = nearest("1");
+        assert_eq!(expected.len(), 20);
+        spoil(|held| held.leave_changing());
+        assert_eq!(held(), 0);
+        assert_eq!(nearest("1"), expected);
+        assert_eq!(held(), 6000, "the scan has read them again");
+        spoil(|held| held.leave_changing());
+        Spi::run("INSERT INTO m SELECT i, row_of(i) FROM generate_series(6001, 6100) i")
+            .expect("as the test set up");
+        assert_eq!(nearest("1").len(), 20);
+        assert_eq!(held(), 6100);
+    }
+
+    #[pg_test]
+    fn a_graph_with_bad_links_is_forgotten() {
+        table();
+        let linked: i64 = Spi::get_one("SELECT drift_link()")
+            .expect("as the test set up")
+            .expect("as the test set up");
+        assert!(linked > 3000, "{linked}");
+        let found = nearest("0.5");
+        let expected = nearest("1");
+        assert!(found.iter().filter(|id| expected.contains(id)).count() >= 15);
+        spoil(Held::scribble_links);
+        assert_eq!(nearest("0.5"), expected, "read from pages");
+        assert_eq!(held(), 6000);
+        assert_eq!(nearest("1"), expected);
+
+        spoil(Held::scribble_links);
+        let relinked: i64 = Spi::get_one("SELECT drift_link()")
+            .expect("as the test set up")
+            .expect("as the test set up");
+        assert!(relinked == 0 || relinked > 3000, "{relinked}");
+        assert_eq!(nearest("1"), expected);
+    }
+
+    #[pg_test]
+    fn a_row_whose_tid_was_overwritten_is_read_again() {
+        table();
+        let expected = nearest("1");
+        let gone = expected[0];
+        let place = format!("SELECT ctid::text FROM m WHERE id = {gone}");
+        let place: String =
+            Spi::get_one(&place).expect("as the test set up").expect("as the test set up");
+        let relation =
+            PgRelation::open_with_name_and_share_lock("m_e").expect("as the test set up");
+        // SAFETY: the relation is open until the end of the function.
+        let index = unsafe { Index::new(relation.as_ptr()) };
+        let view = View::take(index).expect("as the test set up");
+        // As a bulk delete does; the memtable is not told, as it is not on a standby.
+        let is_dead = |tid: Tid| format!("({},{})", tid.block(), tid.offset()) == place;
+        let (kept, removed, _) = kill_log_rows(index, &view, is_dead).expect("as the test set up");
+        assert_eq!((kept, removed), (5999, 1));
+        assert_ne!(view.log_kills(), View::take(index).expect("as the test set up").log_kills());
+        assert_eq!(nearest("1")[..19], expected[1..]);
+        assert_eq!(held(), 6000, "read again");
+        assert_eq!(nearest("1")[..19], expected[1..]);
+        // A second bulk delete cannot know whether anybody was told of the first.
+        let kills = View::take(index).expect("as the test set up").log_kills();
+        kill_log_rows(index, &view, |_| false).expect("as the test set up");
+        assert_ne!(kills, View::take(index).expect("as the test set up").log_kills());
+    }
+}
