@@ -307,7 +307,9 @@ fn a_standby_gets_its_arenas_and_is_promoted() -> Result<()> {
     wait_until(&mut on_standby, arenas)?;
     let segments = on_standby.query_one("SELECT segments FROM drift_index_info('t_e')", &[])?;
     let begun = Instant::now();
-    while standby.arena_files("postgres", "t_e")?.len() != segments.get::<_, i32>(0) as usize {
+    // One a segment, and the router's.
+    let files = segments.get::<_, i32>(0) as usize + 1;
+    while standby.arena_files("postgres", "t_e")?.len() != files {
         ensure!(begun.elapsed() < PATIENCE, "{:?}", standby.arena_files("postgres", "t_e")?);
         sleep(PAUSE);
     }
