@@ -99,7 +99,10 @@ pub fn more(
     wanted: Wanted,
 ) -> Option<Nearest> {
     let held = Held::find(index)?;
-    what_is_known(&held, index, view)?;
+    let now = what_is_known(&held, index, view)?;
+    if now.rest.seq < known.rest.seq {
+        return None;
+    }
     search(held, index, view, query, known, wanted)
 }
 
