@@ -50,7 +50,9 @@ pub unsafe extern "C-unwind" fn aminsert(
     let appended = append(index, memory.hint, tid, &vector).or_raise(index);
     let announced = background::row_logged(index, memory.announced);
     remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
-    memtable::publish(index, &appended, tid, &vector);
+    if memtable::publish(index, &appended, tid, &vector) {
+        background::announce_links();
+    }
     if let Some((before, after)) = appended.grown {
         relieve(index, before, after);
     }

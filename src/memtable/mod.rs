@@ -41,7 +41,7 @@ mod write;
 
 pub use area::{define_settings, is_shared, is_wanted};
 pub use read::{more, nearest, Known, Near, Nearest, Wanted};
-pub use write::{catch_up, forget, link_some, publish, seal, trim};
+pub use write::{catch_up, forget, link_for_searches, link_some, publish, seal, trim};
 
 use crate::page::Index;
 

@@ -85,7 +85,7 @@ pub fn nearest(index: Index, query: &[f32], wanted: Wanted) -> Read<(View, Neare
     if query.len() != view.dims() {
         return Ok((view, nothing));
     }
-    held.slot().touch();
+    held.slot().touch_for_search();
     Ok((view, search(held, index, &view, query, known, wanted).unwrap_or(nothing)))
 }
 

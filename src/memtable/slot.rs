@@ -22,6 +22,9 @@ const IDLE: i64 = 1_000_000;
 /// One that has not been used for so long may be that of a dropped index.
 const FORGOTTEN: i64 = 60 * 1_000_000;
 
+/// One that has not been searched for so long is not worth a linker's while.
+const UNSEARCHED: i64 = 5 * 1_000_000;
+
 /// Nobody's.
 const EMPTY: u32 = 0;
 /// As it should be.
@@ -66,6 +69,8 @@ pub struct Slot {
     full: AtomicU32,
     /// When it was last used, in microseconds.
     used: AtomicI64,
+    /// When it was last searched, in microseconds.
+    searched: AtomicI64,
     generations: [Generation; GENERATIONS],
 }
 
@@ -468,6 +473,18 @@ impl Slot {
     /// It is being used.
     pub fn touch(&self) {
         self.used.store(now(), Ordering::Relaxed);
+    }
+
+    /// It is being searched.
+    pub fn touch_for_search(&self) {
+        let now = now();
+        self.used.store(now, Ordering::Relaxed);
+        self.searched.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether searches come.
+    pub fn was_searched_lately(&self) -> bool {
+        now().saturating_sub(self.searched.load(Ordering::Relaxed)) < UNSEARCHED
     }
 
     /// Whether somebody may care.

@@ -1,6 +1,6 @@
 //! How rows come into the memtable and leave it.
 
-use super::slot::{give_slot, label, Held, Key};
+use super::slot::{give_slot, label, Held, Key, Slot};
 use crate::graph::{Corrupt, Scratch};
 use crate::page::{read_log_from, Appended, Fault, Index, LogEnd, LogStart, Read, Tid, View};
 use std::cell::RefCell;
@@ -39,10 +39,10 @@ struct Record {
     tid: Tid,
 }
 
-/// Takes the record that was just appended.
-pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) {
+/// Takes the record that was just appended. True if from now on it is time to link.
+pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) -> bool {
     if !super::is_shared() {
-        return;
+        return false;
     }
     let place = match Held::find(index) {
         Some(held) if held.slot().key() == Key::new(index, appended.hint.log_id()) => {
@@ -65,14 +65,19 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) {
                 link_step(held, INSERTERS_SHARE);
             }
         }
-        _ => {}
+        Place::NewTail => return true,
+        Place::Done => {}
+        Place::Behind => {}
     }
+    false
 }
 
 /// What became of a record.
 enum Place {
     /// It is there, or there is no room.
     Done,
+    /// It is there, and is the first of more rows than are to be looked at one by one.
+    NewTail,
     /// It is there, and too many are not linked.
     LongTail,
     /// Too many before it are missing.
@@ -101,6 +106,8 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
             let tail = (graph.len() - graph.linked()) as usize;
             if tail > LONG_TAIL_BYTES / size_of_val(vector) {
                 Place::LongTail
+            } else if tail == TAIL_BYTES / size_of_val(vector) + 1 {
+                Place::NewTail
             } else {
                 Place::Done
             }
@@ -260,9 +267,18 @@ fn exclusive(index: Index) -> Option<Held> {
 /// Links some rows of any index in use whose unlinked tail is long, in steps of a few milliseconds;
 /// returns how many. Needs neither a database nor a transaction.
 pub fn link_some() -> u32 {
+    link_where(|slot| slot.was_used_lately())
+}
+
+/// The same, but only for indexes that are being searched: others will be flushed sooner.
+pub fn link_for_searches() -> u32 {
+    link_where(|slot| slot.was_searched_lately())
+}
+
+fn link_where(is_worth_it: impl Fn(&Slot) -> bool) -> u32 {
     let slots = (0..super::area::SLOTS).filter(|_| super::is_shared());
-    let in_use = |held: &Held| held.slot().was_used_lately();
-    slots.filter_map(Held::try_nth).filter(in_use).map(|held| link_step(held, STEP_ROWS)).sum()
+    let wanted = |held: &Held| is_worth_it(held.slot());
+    slots.filter_map(Held::try_nth).filter(wanted).map(|held| link_step(held, STEP_ROWS)).sum()
 }
 
 /// Links at most `rows` rows of a slot, if its unlinked tail is long.

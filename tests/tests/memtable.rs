@@ -19,12 +19,16 @@ const SETUP: &str = "CREATE EXTENSION drift_pg;
     $$ SELECT array_agg(sin(i * 0.37 + d * d * 1.7) * (1 + i % 5) ORDER BY d)::vector
        FROM generate_series(1, 8) d $$;";
 
+/// A cluster whose logs last until the test flushes them.
 fn preloaded(size: &str) -> Result<Cluster> {
+    start(size, "off")
+}
+
+fn start(size: &str, janitor: &str) -> Result<Cluster> {
     let cluster = Cluster::builder()
         .conf("shared_preload_libraries", "drift_pg")
         .conf("drift.memtable_size", size)
-        // Logs are to last until the test flushes them.
-        .conf("drift.janitor", "off")
+        .conf("drift.janitor", janitor)
         .start()?;
     cluster.connect()?.batch_execute(SETUP)?;
     Ok(cluster)
@@ -267,20 +271,41 @@ fn indexes_take_turns_when_memory_is_short() -> Result<()> {
     require_quiet_log(&cluster.log())
 }
 
+/// An index of 128 dimensions whose log grows without limit.
+const CLOUDS: &str = "CREATE FUNCTION cloud(i integer) RETURNS vector LANGUAGE sql IMMUTABLE AS
+    $$ SELECT array_agg(sin(i % 40 * 0.7 + d * d) + sin(i * 0.37 * d + i * i::float8 * 0.011) * 0.4
+                        ORDER BY d)::vector FROM generate_series(1, 128) d $$;
+    CREATE TABLE t (id integer, e vector(128));
+    CREATE INDEX t_e ON t USING drift (e);
+    SET drift.log_limit = '1GB'";
+
+#[test]
+fn the_janitor_links_what_is_searched() -> Result<()> {
+    let cluster = start("64MB", "on")?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(CLOUDS)?;
+    client.batch_execute(
+        "SET enable_seqscan = off; SET enable_sort = off;
+         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 9000) i",
+    )?;
+    let begun = Instant::now();
+    while rows(&mut client, "t_e")?.2 < 4500 {
+        let state = rows(&mut client, "t_e")?;
+        ensure!(begun.elapsed() < Duration::from_secs(30), "{state:?}");
+        client.query("SELECT id FROM t ORDER BY e <-> cloud(7) LIMIT 10", &[])?;
+        sleep(Duration::from_millis(20));
+    }
+    require_held(&mut client, "t_e")?;
+    require_quiet_log(&cluster.log())
+}
+
 #[test]
 fn the_graph_finds_the_nearest_and_a_scan_delivers_every_row() -> Result<()> {
     const ROWS: usize = 20_000;
     let cluster = preloaded("64MB")?;
     let mut client = cluster.connect()?;
-    client.batch_execute(
-        "CREATE FUNCTION cloud(i integer) RETURNS vector LANGUAGE sql IMMUTABLE AS
-         $$ SELECT array_agg(sin(i % 40 * 0.7 + d * d) + sin(i * 0.37 * d + i * i::float8 * 0.011) * 0.4
-                             ORDER BY d)::vector FROM generate_series(1, 128) d $$;
-         CREATE TABLE t (id integer, e vector(128));
-         CREATE INDEX t_e ON t USING drift (e);
-         SET drift.log_limit = '1GB';
-         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 20000) i",
-    )?;
+    client.batch_execute(CLOUDS)?;
+    client.batch_execute("INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 20000) i")?;
     let linked: i64 = client.query_one("SELECT drift_link()", &[])?.get(0);
     let (log, held, known) = rows(&mut client, "t_e")?;
     ensure!((log, held, known) == (ROWS as i64, ROWS as i64, linked), "{log} {held} {known}");

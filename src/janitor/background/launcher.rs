@@ -1,16 +1,20 @@
-//! The process that starts workers where there is work.
+//! The process that starts workers where there is work, and links the rows of memtables, for which
+//! no database is needed.
 //!
 //! It is connected to no database, so it is in nobody's way, but visible in pg_stat_activity and
 //! within reach of pg_terminate_backend.
 
 use super::board::{Ticket, FLUSH};
 use super::{handlers, kinds, now, reload_settings, set_name, settings, shared, LIBRARY};
+use crate::memtable;
 use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
 use std::ffi::c_int;
 use std::time::{Duration, Instant};
 
 /// How often it looks whether a checkpoint has begun.
 const INTERVAL: i64 = 1_000_000;
+/// For how long rows are linked between two looks at the board.
+const LINKING: Duration = Duration::from_millis(10);
 /// How long inserts and VACUUM are left to themselves when the server had no room for a worker.
 const SHORTAGE: Duration = Duration::from_secs(60);
 /// Seconds after which the server starts it again if it has ended.
@@ -52,9 +56,10 @@ pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
     shared::become_launcher();
     // What was announced to the one before may have been lost with it.
     shared::advance_epoch();
-    let mut launcher = Launcher { was_on: true, short_since: None };
+    let mut launcher = Launcher { was_on: true, short_since: None, links: false };
     loop {
-        let until = launcher.step();
+        let due = launcher.step();
+        let until = launcher.link().map_or(due, |pause| pause.min(due));
         // SAFETY: the process's own latch, on its own thread.
         unsafe {
             pg_sys::WaitLatch(
@@ -87,6 +92,8 @@ struct Launcher {
     was_on: bool,
     /// Since when the server has had no room for a worker.
     short_since: Option<Instant>,
+    /// The last look at the memtables found rows to link.
+    links: bool,
 }
 
 impl Launcher {
@@ -134,6 +141,47 @@ impl Launcher {
         }
         let due = shared::with_board(|board| board.next_due(kinds, now)).flatten();
         due.map_or(INTERVAL, |due| (due - now).clamp(0, INTERVAL))
+    }
+
+    /// Links rows that searches would look at one by one, for some milliseconds. Microseconds
+    /// until there is more to be done, if there is.
+    fn link(&mut self) -> Option<i64> {
+        let begun = Instant::now();
+        let mut rows = 0;
+        if self.was_on {
+            while begun.elapsed() < LINKING {
+                match memtable::link_for_searches() {
+                    0 => break,
+                    linked => rows += linked,
+                }
+            }
+        }
+        if std::mem::replace(&mut self.links, rows > 0) != self.links {
+            show(self.links);
+        }
+        if !self.links {
+            return None;
+        }
+        let workers = shared::with_board(|board| board.busy()).unwrap_or(0) + 1;
+        let share = settings::share() / workers as f64;
+        let pause = begun.elapsed().mul_f64((1.0 / share - 1.0).max(0.0));
+        Some(pause.as_micros().min(INTERVAL as u128) as i64)
+    }
+}
+
+/// Tells pg_stat_activity.
+fn show(links: bool) {
+    // SAFETY: the text is copied.
+    unsafe {
+        match links {
+            true => pg_sys::pgstat_report_activity(
+                pg_sys::BackendState::STATE_RUNNING,
+                c"drift: linking rows of memtables".as_ptr(),
+            ),
+            false => {
+                pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null())
+            }
+        }
     }
 }
 

@@ -99,6 +99,11 @@ pub fn announce_arenas(index: Index) -> bool {
     announce(index, board::ARENAS)
 }
 
+/// Tells the janitor that a memtable has rows to be linked; it looks for them now and then anyway.
+pub fn announce_links() {
+    shared::wake_launcher();
+}
+
 fn announce(index: Index, work: u32) -> bool {
     if !is_on(index) {
         return false;
