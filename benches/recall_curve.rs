@@ -7,6 +7,8 @@
 //! rows in a bucket. Buckets are scanned whole, so that the curve shows routing alone.
 
 mod common;
+#[path = "common/truth.rs"]
+mod truth;
 
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -30,7 +32,7 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let metric = common::metric(metric)?;
-    let (base, queries, truth) = common::read(base, query, truth, metric)?;
+    let (base, queries, truth) = truth::read(base, query, truth, metric)?;
     let mut sizes =
         sizes.iter().map(|s| s.parse()).collect::<std::result::Result<Vec<usize>, _>>()?;
     if sizes.is_empty() {

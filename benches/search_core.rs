@@ -8,12 +8,14 @@
 //! the median and 99th percentile of single queries.
 
 mod common;
+#[path = "common/truth.rs"]
+mod truth;
 
 use std::convert::Infallible;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use common::{Result, Rows, K};
+use common::{Result, Rows};
 use drift_pg::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
 use drift_pg::cluster::kmeans::{self, Params as KmeansParams};
 use drift_pg::cluster::Router;
@@ -21,6 +23,7 @@ use drift_pg::metric::Metric;
 use drift_pg::quant::sign;
 use drift_pg::search::{self, Bucket, Coded, Effort, Order, Params, Search, Source};
 use drift_pg::simd::kernels;
+use truth::K;
 
 const PROBES: [u64; 14] = [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
 const ROUNDS: usize = 5;
@@ -43,7 +46,7 @@ fn main() -> Result<()> {
         return Ok(());
     };
     let metric = common::metric(metric)?;
-    let (base, queries, truth) = common::read(base, query, truth, metric)?;
+    let (base, queries, truth) = truth::read(base, query, truth, metric)?;
     let buckets = match buckets.first() {
         Some(buckets) => buckets.parse()?,
         None => (base.len() / 50).min(((base.len() as f64).sqrt() * 8.0) as usize).max(1),
@@ -135,7 +138,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
     let spilled = start.elapsed();
 
     let start = Instant::now();
-    let routing = RoutingArena::in_memory(1, &router)?;
+    let routing = RoutingArena::in_memory(1, &router, &search::groups(&router, &STOP)?)?;
     let identity = Identity {
         segment: 1,
         dim: dim as u32,

@@ -1,14 +1,10 @@
-//! Vector files, and the true nearest rows.
+//! Vector files.
 
 use std::error::Error;
 use std::path::Path;
 
 use drift_pg::metric::Metric;
 use drift_pg::simd::kernels;
-use rayon::prelude::*;
-
-/// Neighbours a query looks for.
-pub const K: usize = 10;
 
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -46,45 +42,8 @@ pub fn metric(name: &str) -> Result<Metric> {
     }
 }
 
-/// Reads base vectors, queries and the numbers of each query's nearest rows; `truth` may be `-` to
-/// compute them.
-pub fn read(
-    base: &str,
-    query: &str,
-    truth: &str,
-    metric: Metric,
-) -> Result<(Rows, Rows, Vec<Vec<usize>>)> {
-    let (mut base, mut queries) = (read_vectors(base)?, read_vectors(query)?);
-    if base.dim != queries.dim {
-        return Err("base and queries differ in dimensions".into());
-    }
-    if metric == Metric::Cosine {
-        base.normalize();
-        queries.normalize();
-    }
-    let truth = match truth {
-        "-" => nearest_rows(&base, &queries, metric),
-        path => read_records(path, 4)?
-            .1
-            .into_iter()
-            .map(|row| row.chunks_exact(4).take(K).map(|x| little_endian(x) as usize).collect())
-            .collect(),
-    };
-    Ok((base, queries, truth))
-}
-
-/// The true nearest rows of each query.
-fn nearest_rows(base: &Rows, queries: &Rows, metric: Metric) -> Vec<Vec<usize>> {
-    let nearest = |q| {
-        let mut ranked: Vec<(f64, usize)> =
-            (0..base.len()).map(|i| (metric.rank(queries.row(q), base.row(i)), i)).collect();
-        ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
-        ranked.into_iter().take(K).map(|(_, i)| i).collect()
-    };
-    (0..queries.len()).into_par_iter().map(nearest).collect()
-}
-
-fn read_vectors(path: &str) -> Result<Rows> {
+/// The vectors of a file: `.bvecs`, or else `.fvecs`.
+pub fn read_vectors(path: &str) -> Result<Rows> {
     let bytes = Path::new(path).extension().is_some_and(|e| e == "bvecs");
     let (dim, records) = read_records(path, if bytes { 1 } else { 4 })?;
     let values = records.iter().flat_map(|record| -> Vec<f32> {
@@ -98,7 +57,7 @@ fn read_vectors(path: &str) -> Result<Rows> {
 }
 
 /// The records of a vecs file, each a count followed by that many elements.
-fn read_records(path: &str, element: usize) -> Result<(usize, Vec<Vec<u8>>)> {
+pub fn read_records(path: &str, element: usize) -> Result<(usize, Vec<Vec<u8>>)> {
     let content = std::fs::read(path)?;
     let dim = little_endian(content.get(..4).ok_or("empty file")?) as usize;
     let record = 4 + dim * element;
@@ -108,6 +67,6 @@ fn read_records(path: &str, element: usize) -> Result<(usize, Vec<Vec<u8>>)> {
     Ok((dim, content.chunks_exact(record).map(|r| r[4..].to_vec()).collect()))
 }
 
-fn little_endian(bytes: &[u8]) -> u32 {
+pub fn little_endian(bytes: &[u8]) -> u32 {
     bytes.iter().rev().fold(0, |value, &byte| value << 8 | u32::from(byte))
 }

@@ -8,11 +8,13 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod assign;
+mod groups;
 pub mod kmeans;
 mod router;
 mod spill;
 mod two_level;
 
+pub use groups::Groups;
 pub use router::{product_reach, Router};
 pub use spill::NO_BUCKET;
 

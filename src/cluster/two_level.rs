@@ -11,7 +11,8 @@ use std::sync::atomic::AtomicBool;
 use rayon::prelude::*;
 
 use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
-use super::kmeans::{self, Members, Params};
+use super::groups::Groups;
+use super::kmeans::Members;
 use super::Stopped;
 use crate::simd::{TILE_COLS, TILE_ROWS};
 
@@ -34,8 +35,6 @@ const WORTHWHILE: f64 = 0.25;
 /// Tiles of rows in a task.
 const TASK_TILES: usize = 32;
 
-const SEED: u64 = 1;
-
 /// Centroids in groups.
 pub(super) struct GroupedCentroids {
     groups: PackedCentroids,
@@ -57,18 +56,16 @@ impl GroupedCentroids {
         stop: &AtomicBool,
     ) -> Result<GroupedCentroids, Stopped> {
         let count = centroids.len() / dim;
-        let clusters = (count as f64).sqrt().round() as usize;
-        let params = Params { clusters, iterations: 10, seed: SEED, spherical: false };
-        let centres = kmeans::train(centroids, dim, &params, stop)?;
+        let grouped = Groups::new(centroids, dim, stop)?;
         let shift = mean(centroids, dim, stop)?;
-        let numbers: Vec<u32> = (0..(centres.len() / dim) as u32).collect();
-        let groups = PackedCentroids::with_layout(&centres, &numbers, shift.clone(), stop)?;
+        let numbers: Vec<u32> = (0..grouped.len() as u32).collect();
+        let groups =
+            PackedCentroids::with_layout(grouped.centres(), &numbers, shift.clone(), stop)?;
         let mut group_of = vec![0; count];
-        groups.nearest(centroids, &mut group_of, stop)?;
-        let grouped = Members::new(&group_of, numbers.len());
         let (mut layout, mut first_panel) = (Vec::new(), vec![0]);
-        for group in 0..numbers.len() {
-            layout.extend_from_slice(grouped.of(group));
+        for ((_, members), group) in grouped.iter().zip(0..) {
+            members.iter().for_each(|member| group_of[*member as usize] = group);
+            layout.extend_from_slice(members);
             layout.resize(layout.len().next_multiple_of(TILE_COLS), EMPTY);
             first_panel.push(layout.len() / TILE_COLS);
         }

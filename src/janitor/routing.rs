@@ -1,12 +1,14 @@
 //! The router's own arena: opened, or made from the router's pages.
 
 use super::arena_builder::report_unwritten;
+use super::crew::Crew;
 use super::router;
 use super::sweep::arena_place;
 use crate::arena::{ArenaError, RoutingArena, RoutingIdentity};
-use crate::cluster::Router;
+use crate::cluster::{Groups, Router, Stopped};
 use crate::metric::Metric;
 use crate::page::{Identity, Index, Read, RouterRef};
+use crate::search::{groups, is_grouped};
 use pgrx::PgSqlErrorCode;
 
 /// The routing arena of the router that a manifest names, and whether it had to be made.
@@ -39,15 +41,29 @@ pub fn open_or_make(
         }
     }
     let router = router::load(index, metric, dims, stored)?;
-    Ok((make(index, stored.column.id, &router), true))
+    let groups = match is_grouped(router.len()) {
+        true => find_groups(&Crew::new(), &router),
+        false => Groups::one(router.centroids(), dims),
+    };
+    Ok((make_with(index, stored.column.id, &router, &groups), true))
 }
 
 /// Makes the arena of a router: a file, or memory of this backend if no file can be written.
-pub fn make(index: Index, id: Identity, router: &Router) -> RoutingArena {
+pub fn make(index: Index, crew: &Crew, id: Identity, router: &Router) -> RoutingArena {
+    make_with(index, id, router, &find_groups(crew, router))
+}
+
+fn find_groups(crew: &Crew, router: &Router) -> Groups {
+    let found = crew.run(|stop| groups(router, stop));
+    // A stopped job has already ended the statement.
+    found.unwrap_or_else(|Stopped| Groups::one(router.centroids(), router.dim()))
+}
+
+fn make_with(index: Index, id: Identity, router: &Router, groups: &Groups) -> RoutingArena {
     let (directory, name) = arena_place(index, id);
-    let made = RoutingArena::create(&directory, &name, id.as_u128(), router)
+    let made = RoutingArena::create(&directory, &name, id.as_u128(), router, groups)
         .inspect_err(|error| report_unwritten(index, error))
-        .or_else(|_| RoutingArena::in_memory(id.as_u128(), router));
+        .or_else(|_| RoutingArena::in_memory(id.as_u128(), router, groups));
     match made {
         Ok(routing) => routing,
         Err(error) => {

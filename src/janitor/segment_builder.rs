@@ -66,15 +66,19 @@ impl SegmentBuilder<'_> {
             Router::new(self.metric, self.dims, untried.centroids().to_vec(), assigned.radii);
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
-        let calibration = self.crew.run(|stop| trial.finish(&router, &assigned.buckets, stop));
+        let column = ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes);
+        let routing = routing::make(self.index, self.crew, column.id, &router);
+        let calibration = {
+            let (routing, buckets) = (&routing, &assigned.buckets);
+            self.crew.run(|stop| trial.finish(&router, routing, buckets, stop))
+        };
         let stored = RouterRef {
             buckets: count as u32,
             trained_rows: store.len() as u64,
             // A stopped job has already ended the statement.
             calibration: calibration.unwrap_or(Calibration::EVERYTHING),
-            column: ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes),
+            column,
         };
-        let routing = routing::make(self.index, stored.column.id, &router);
         let segment = self.write(&router, &routing, store, &assigned.buckets, space)?;
         Ok((stored, segment))
     }

@@ -4,6 +4,7 @@
 //! had to be probed, in probe order, until the neighbour's came up. The share of neighbours found
 //! within a number of buckets is the recall of probing as many.
 
+use crate::arena::RoutingArena;
 use crate::cluster::{Router, Stopped, NO_BUCKET};
 use crate::metric::Metric;
 use crate::quant::{self, sign};
@@ -111,13 +112,15 @@ impl Trial {
         })
     }
 
-    /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row.
+    /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row,
+    /// `routing` is the router's arena.
     ///
     /// # Errors
     /// [`Stopped`] when `stop` was set.
     pub fn finish(
         self,
         router: &Router,
+        routing: &RoutingArena,
         buckets: &[u32],
         stop: &AtomicBool,
     ) -> Result<Calibration, Stopped> {
@@ -145,7 +148,7 @@ impl Trial {
                     router.spill(&rows, &first, &mut second, stop)?;
                 }
                 let wanted = first.into_iter().zip(second).collect();
-                Ok(probes_until(metric, router, query, wanted))
+                Ok(probes_until(routing, query, wanted))
             })
             .collect();
         let mut looked_at: Vec<u64> = looked_at?.into_iter().flatten().collect();
@@ -160,22 +163,17 @@ impl Trial {
 }
 
 /// For each of the `wanted` pairs of buckets, how many have been probed when one of them has.
-fn probes_until(
-    metric: Metric,
-    router: &Router,
-    query: &[f32],
-    mut wanted: Vec<(u32, u32)>,
-) -> Vec<u64> {
-    let mut routed = query.to_vec();
-    if metric == Metric::Cosine {
-        quant::normalize(query, &mut routed);
+fn probes_until(routing: &RoutingArena, query: &[f32], mut wanted: Vec<(u32, u32)>) -> Vec<u64> {
+    let mut unit = query.to_vec();
+    if routing.identity().metric == Metric::Cosine {
+        quant::normalize(query, &mut unit);
     }
-    let mut scores = Vec::new();
-    router.scores(&routed, &mut scores);
+    let mut rotated = vec![0.0; routing.rotation().padded()];
+    routing.rotation().rotate(&unit, &mut rotated);
     let mut looked_at = 0;
     let mut found = Vec::with_capacity(wanted.len());
-    let mut order = ProbeOrder::new(scores);
-    while let Some(bucket) = order.next(None) {
+    let mut order = ProbeOrder::routed(routing, &rotated, 1);
+    while let Some(bucket) = order.next(Some((routing, &rotated))) {
         looked_at += 1;
         let before = wanted.len();
         wanted.retain(|(first, second)| *first != bucket && *second != bucket);
@@ -190,7 +188,10 @@ fn probes_until(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::search::groups;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
+
+    static STOP: AtomicBool = AtomicBool::new(false);
 
     #[test]
     fn shares_are_interpolated_and_end_with_all_rows() {
@@ -219,20 +220,21 @@ mod tests {
             .collect();
         let buckets: Vec<u32> = (0..4000).map(|i| i % 20).collect();
         let router = Router::new(Metric::L2, 2, centroids, vec![0.5; 20]);
+        let routing =
+            RoutingArena::in_memory(1, &router, &groups(&router, &STOP).unwrap()).unwrap();
         let mut trial = Trial::new(Metric::L2, 2, rows[..200].to_vec());
-        trial.observe(0, &rows[..4000], &AtomicBool::new(false)).unwrap();
-        trial.observe(2000, &rows[4000..], &AtomicBool::new(false)).unwrap();
-        let shares = trial.finish(&router, &buckets, &AtomicBool::new(false)).unwrap().shares();
+        trial.observe(0, &rows[..4000], &STOP).unwrap();
+        trial.observe(2000, &rows[4000..], &STOP).unwrap();
+        let shares = trial.finish(&router, &routing, &buckets, &STOP).unwrap().shares();
         assert!(shares.iter().all(|share| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6));
     }
 
     #[test]
     fn without_queries_everything_is_looked_at() {
         let router = Router::new(Metric::L2, 2, vec![0.0; 2], vec![0.0]);
+        let routing =
+            RoutingArena::in_memory(1, &router, &groups(&router, &STOP).unwrap()).unwrap();
         let trial = Trial::new(Metric::L2, 2, Vec::new());
-        assert_eq!(
-            trial.finish(&router, &[0; 100], &AtomicBool::new(false)),
-            Ok(Calibration::EVERYTHING)
-        );
+        assert_eq!(trial.finish(&router, &routing, &[0; 100], &STOP), Ok(Calibration::EVERYTHING));
     }
 }

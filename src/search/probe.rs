@@ -3,22 +3,29 @@
 use super::calibration::Calibration;
 use super::select;
 use crate::arena::{routed_by, RoutingArena};
-use crate::cluster::product_reach;
+use crate::cluster::{product_reach, Groups, Router, Stopped};
 use crate::metric::Metric;
 use crate::quant::sign;
-use crate::simd::{self, kernels, SIGN_BLOCK};
+use crate::simd::{self, kernels};
+use std::sync::atomic::AtomicBool;
 
 /// The buckets in the order of their scores, sorted only as far as they are probed.
 ///
-/// Where the centroids have sign codes, all are estimated from these, and those that may be next
-/// are scored exactly.
+/// Of many centroids those of the nearest groups come first. Where they have sign codes, all of
+/// these are estimated, and those that may be next are scored exactly.
 pub struct ProbeOrder {
+    /// Groups not looked into yet.
+    groups: Vec<(f32, usize)>,
+    /// The query for sign codes; none where scores are exact from the first.
+    signs: Option<sign::Query>,
+    /// How far beyond its centroid a bucket may reach, for each unit of its radius.
+    reach: f32,
     scores: Vec<f32>,
-    /// Whether `scores` are estimates.
-    estimated: bool,
+    /// Where the scores of each group begin, and its first place.
+    runs: Vec<(usize, usize)>,
     /// Exactly scored buckets, the next one last.
     batch: Vec<(f32, u32)>,
-    /// Buckets of batches so far have scores up to this.
+    /// Scores up to this have been in a batch.
     high: Option<f32>,
     /// How many buckets the next batch has, about.
     next: usize,
@@ -30,17 +37,44 @@ const FIRST: usize = 64;
 const GROWTH: usize = 4;
 
 /// Buckets scored exactly for each one that will be probed.
-const OVERSAMPLED: usize = 4;
+const OVERSAMPLED: usize = 2;
 
 /// Fewer centroids than this are all scored exactly.
 const FEWEST_ESTIMATED: usize = 512;
+
+/// From so many centroids on they are in groups: to look at all of fewer takes hardly longer.
+const FEWEST_GROUPED: usize = 3_000;
+
+/// Centroids of the nearest groups that are looked at for each bucket scored exactly; besides, half
+/// a square root of all groups is looked into.
+const LOOKED_AT: usize = 12;
+
+/// Whether a router of so many centroids is to have [`groups`], which take long to find.
+pub fn is_grouped(centroids: usize) -> bool {
+    centroids >= FEWEST_GROUPED
+}
+
+/// The groups in which the centroids of a router are looked at.
+///
+/// # Errors
+/// [`Stopped`] when the flag went up.
+pub fn groups(router: &Router, stop: &AtomicBool) -> Result<Groups, Stopped> {
+    if is_grouped(router.len()) {
+        Groups::new(router.centroids(), router.dim(), stop)
+    } else {
+        Ok(Groups::one(router.centroids(), router.dim()))
+    }
+}
 
 impl ProbeOrder {
     /// Orders buckets `0..scores.len()` by ascending score.
     pub fn new(scores: Vec<f32>) -> ProbeOrder {
         ProbeOrder {
+            groups: Vec::new(),
+            signs: None,
+            reach: 0.0,
             scores,
-            estimated: false,
+            runs: vec![(0, 0)],
             batch: Vec::new(),
             high: None,
             next: FIRST,
@@ -51,32 +85,36 @@ impl ProbeOrder {
     /// Orders the buckets of a router for a rotated query, of which about `wanted` will be probed.
     /// Under cosine the query has length one.
     pub fn routed(routing: &RoutingArena, query: &[f32], wanted: u64) -> ProbeOrder {
-        let estimates = routing.signs().filter(|_| routing.len() >= FEWEST_ESTIMATED).and_then(
-            |(codes, rows)| {
-                let metric = routed_by(routing.identity().metric);
-                let mut prepared = sign::Query::new(metric, query, routing.typical());
-                let terms = prepared.for_bucket(routing.mean(), 0.0)?;
-                let mut scores = vec![0.0; routing.len().next_multiple_of(SIGN_BLOCK)];
-                prepared.bounds(&terms, rows, codes, &mut scores);
-                scores.truncate(routing.len());
-                Some(scores)
-            },
-        );
-        let estimated = estimates.is_some();
-        let mut scores = estimates.unwrap_or_else(|| {
-            (0..routing.len() as u32).map(|bucket| distance(routing, query, bucket)).collect()
-        });
-        if routing.identity().metric == Metric::InnerProduct {
-            let reach = product_reach(query, routing.rotation().dim());
-            scores.iter_mut().zip(routing.radii()).for_each(|(x, radius)| *x -= reach * radius);
-        }
+        let metric = routing.identity().metric;
+        let dim = routing.identity().dim as usize;
+        let estimates = sign::are_used(metric, dim) && routing.len() >= FEWEST_ESTIMATED;
+        let reach = match metric {
+            Metric::InnerProduct => product_reach(query, routing.rotation().dim()),
+            _ => 0.0,
+        };
+        let score = |nth| {
+            let group = routing.group(nth);
+            (distance(metric, query, group.centre) - reach * group.spread, nth)
+        };
+        let groups = match routing.groups() {
+            1 => vec![(0.0, 0)],
+            many => (0..many).map(score).collect(),
+        };
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-        let next = if estimated { wanted.saturating_mul(OVERSAMPLED) } else { wanted };
-        ProbeOrder { estimated, next: next.max(FIRST), ..ProbeOrder::new(scores) }
+        let next = if estimates { wanted.saturating_mul(OVERSAMPLED) } else { wanted };
+        ProbeOrder {
+            groups,
+            signs: estimates.then(|| sign::Query::new(routed_by(metric), query, routing.typical())),
+            reach,
+            runs: Vec::new(),
+            high: Some(f32::INFINITY),
+            next: next.max(FIRST),
+            ..ProbeOrder::new(Vec::new())
+        }
     }
 
-    /// The next bucket. `routing` and `query` are those the order was made for; without them
-    /// estimates count as scores.
+    /// The next bucket. `routing` and `query` are those the order was made for, if it was made for
+    /// any.
     pub fn next(&mut self, routing: Option<(&RoutingArena, &[f32])>) -> Option<u32> {
         if self.batch.is_empty() {
             self.fill(routing);
@@ -90,48 +128,107 @@ impl ProbeOrder {
     }
 
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
-        if self.high == Some(f32::INFINITY) {
-            return;
+        while self.batch.is_empty() {
+            if self.high == Some(f32::INFINITY) {
+                let Some((routing, query)) = routing.filter(|_| !self.groups.is_empty()) else {
+                    return;
+                };
+                self.look_into_groups(routing, query);
+            }
+            self.fill_from_scores(routing);
         }
+    }
+
+    /// Scores the centroids of the nearest groups that were not looked into yet.
+    fn look_into_groups(&mut self, routing: &RoutingArena, query: &[f32]) {
+        let groups = routing.groups();
+        let members = (routing.len() / groups).max(1);
+        let count = groups.isqrt().div_ceil(2) + self.next.saturating_mul(LOOKED_AT) / members;
+        let order = |a: &(f32, usize), b: &(f32, usize)| a.0.total_cmp(&b.0);
+        if count < self.groups.len() {
+            self.groups.select_nth_unstable_by(count, order);
+        }
+        self.scores.clear();
+        self.runs.clear();
+        self.high = None;
+        let metric = routing.identity().metric;
+        for (_, nth) in self.groups.drain(..count.min(self.groups.len())) {
+            let group = routing.group(nth);
+            let start = self.scores.len();
+            self.runs.push((start, group.places.start));
+            self.scores.resize(start + group.places.len(), f32::INFINITY);
+            let scores = &mut self.scores[start..];
+            let signs = self.signs.as_mut().zip(routing.signs(&group));
+            let estimated = signs.is_some_and(|(signs, (codes, rows))| {
+                let terms = signs.for_bucket(group.centre, 0.0);
+                terms.is_some_and(|terms| {
+                    signs.bounds(&terms, rows, codes, scores);
+                    true
+                })
+            });
+            if !estimated || self.reach > 0.0 {
+                for (score, place) in scores.iter_mut().zip(group.places) {
+                    let Some(bucket) = routing.bucket_at(place) else { continue };
+                    if !estimated {
+                        *score = distance(metric, query, routing.centroid(bucket));
+                    }
+                    *score -= self.reach * routing.radii()[bucket as usize];
+                }
+            }
+        }
+    }
+
+    fn fill_from_scores(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
         let before = self.high;
         let high = select::threshold(&self.scores, self.next, &mut self.scratch);
+        let high = if high.is_nan() { f32::INFINITY } else { high };
+        // A threshold for more may be less: neither is exact.
+        let high = before.map_or(high, |before| before.max(high));
         let (batch, scores) = (&mut self.batch, &self.scores);
-        select::up_to(scores, high, |bucket| {
-            if before.is_none_or(|before| scores[bucket] > before) {
-                batch.push((scores[bucket], bucket as u32));
+        let mut runs = self.runs.iter().peekable();
+        let mut shift = 0;
+        let mut push = |at: usize| {
+            while let Some((start, place)) = runs.next_if(|(start, _)| *start <= at) {
+                shift = place.wrapping_sub(*start);
             }
-        });
-        if high == f32::INFINITY {
-            // What is not a number is up to nothing.
-            let unknown = scores.iter().zip(0..).filter(|(score, _)| score.is_nan());
-            batch.extend(unknown.map(|(score, bucket)| (*score, bucket)));
-        }
-        if let (true, Some((routing, query))) = (self.estimated, routing) {
-            let offset = match routing.identity().metric {
-                Metric::InnerProduct => product_reach(query, routing.rotation().dim()),
-                _ => 0.0,
+            let place = at.wrapping_add(shift);
+            let bucket = match routing {
+                Some((routing, _)) => routing.bucket_at(place),
+                None => Some(place as u32),
             };
+            batch.extend(bucket.map(|bucket| (scores[at], bucket)));
+        };
+        if high < f32::INFINITY {
+            select::up_to(scores, high, |at| {
+                if before.is_none_or(|before| scores[at] > before) {
+                    push(at);
+                }
+            });
+        } else {
+            // What is not a number is up to nothing.
+            let is_left = |score: f32| before.is_none_or(|before| score.is_nan() || score > before);
+            (0..scores.len()).filter(|at| is_left(scores[*at])).for_each(push);
+        }
+        if let (Some(_), Some((routing, query))) = (&self.signs, routing) {
+            let metric = routing.identity().metric;
             for (_, bucket) in batch.iter() {
                 simd::prefetch(bytemuck::cast_slice(routing.centroid(*bucket)));
             }
             for (score, bucket) in batch.iter_mut() {
-                let radius = if offset > 0.0 { routing.radii()[*bucket as usize] } else { 0.0 };
-                *score = distance(routing, query, *bucket) - offset * radius;
+                let radius = if self.reach > 0.0 { routing.radii()[*bucket as usize] } else { 0.0 };
+                *score = distance(metric, query, routing.centroid(*bucket)) - self.reach * radius;
             }
         }
         batch.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         self.high = Some(high);
         self.next = self.next.saturating_mul(GROWTH);
-        if batch.is_empty() {
-            self.fill(routing);
-        }
     }
 }
 
-/// The exact score of a bucket, but for the reach of its radius.
-fn distance(routing: &RoutingArena, query: &[f32], bucket: u32) -> f32 {
-    let (k, centroid) = (kernels(), routing.centroid(bucket));
-    match routing.identity().metric {
+/// The exact score of a centroid, but for the reach of a radius.
+fn distance(metric: Metric, query: &[f32], centroid: &[f32]) -> f32 {
+    let k = kernels();
+    match metric {
         Metric::L2 => (k.l2_squared)(query, centroid),
         Metric::L1 => (k.l1)(query, centroid),
         Metric::Cosine | Metric::InnerProduct => -(k.inner_product)(query, centroid),
@@ -186,7 +283,6 @@ const DELIVERED_PER_FIRST: u64 = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Router;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 
     fn all(mut order: ProbeOrder, routing: Option<(&RoutingArena, &[f32])>) -> Vec<u32> {
@@ -216,6 +312,30 @@ mod tests {
         assert_eq!((order.len(), order[0], order[499]), (500, 100, 7));
     }
 
+    /// How many of the nearest 30 buckets of 20 queries are among the first 30.
+    fn same(router: &Router, groups: &Groups, rng: &mut SmallRng, about: &[f32]) -> usize {
+        let routing = RoutingArena::in_memory(1, router, groups).unwrap();
+        let mut same = 0;
+        for _ in 0..20 {
+            let at = rng.random_range(0..about.len() / router.dim()) * router.dim();
+            let near = &about[at..][..router.dim()];
+            let query: Vec<f32> = near.iter().map(|x| x + rng.random_range(-1.0..1.0)).collect();
+            let mut rotated = vec![0.0; routing.rotation().padded()];
+            routing.rotation().rotate(&query, &mut rotated);
+            let mut scores = Vec::new();
+            router.scores(&query, &mut scores);
+            let exact = all(ProbeOrder::new(scores), None);
+            let order = ProbeOrder::routed(&routing, &rotated, 30);
+            assert_eq!(order.signs.is_some(), sign::are_used(router.metric(), router.dim()));
+            let order = all(order, Some((&routing, &rotated)));
+            let mut sorted = order.clone();
+            sorted.sort_unstable();
+            assert!(sorted.into_iter().eq(0..router.len() as u32), "each comes once");
+            same += exact[..30].iter().filter(|bucket| order[..30].contains(bucket)).count();
+        }
+        same
+    }
+
     #[test]
     fn estimates_lead_to_the_same_first_buckets() {
         let mut rng = SmallRng::seed_from_u64(2);
@@ -224,22 +344,31 @@ mod tests {
             let centroids: Vec<f32> =
                 (0..dim * buckets).map(|_| 0.3 + rng.random_range(-1.0f32..1.0)).collect();
             let radii = (0..buckets).map(|_| rng.random::<f32>()).collect();
+            let groups = Groups::one(&centroids, dim);
             let router = Router::new(metric, dim, centroids, radii);
-            let routing = RoutingArena::in_memory(1, &router).unwrap();
-            let mut same = 0;
-            for _ in 0..20 {
-                let query: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-                let mut rotated = vec![0.0; routing.rotation().padded()];
-                routing.rotation().rotate(&query, &mut rotated);
-                let mut scores = Vec::new();
-                router.scores(&query, &mut scores);
-                let exact = all(ProbeOrder::new(scores), None);
-                let order = ProbeOrder::routed(&routing, &rotated, 30);
-                assert!(order.estimated);
-                let order = all(order, Some((&routing, &rotated)));
-                assert_eq!(order.len(), buckets);
-                same += exact[..30].iter().filter(|bucket| order[..30].contains(bucket)).count();
+            let same = same(&router, &groups, &mut rng, &[0.0; 96]);
+            assert!(same >= 20 * 30 / 2, "{metric:?}: {same} of 600");
+        }
+    }
+
+    #[test]
+    fn the_nearest_groups_have_the_first_buckets() {
+        let mut rng = SmallRng::seed_from_u64(5);
+        for (metric, dim) in
+            [(Metric::L2, 64), (Metric::Cosine, 64), (Metric::InnerProduct, 64), (Metric::L1, 20)]
+        {
+            let buckets = 20_000;
+            let about: Vec<f32> = (0..dim * 200).map(|_| rng.random_range(-4.0..4.0)).collect();
+            let mut centroids = Vec::new();
+            for _ in 0..buckets {
+                let centre = &about[rng.random_range(0..200) * dim..][..dim];
+                centroids.extend(centre.iter().map(|x| x + rng.random_range(-1.0f32..1.0)));
             }
+            let radii = (0..buckets).map(|_| rng.random::<f32>()).collect();
+            let router = Router::new(metric, dim, centroids, radii);
+            let groups = groups(&router, &AtomicBool::new(false)).unwrap();
+            assert!(groups.len() > 100);
+            let same = same(&router, &groups, &mut rng, &about);
             assert!(same >= 20 * 30 * 7 / 10, "{metric:?}: {same} of 600");
         }
     }

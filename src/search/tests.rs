@@ -3,7 +3,7 @@
 use super::*;
 use crate::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
 use crate::cluster::kmeans::{self, Params as KmeansParams};
-use crate::cluster::Router;
+use crate::cluster::{Groups, Router};
 use crate::metric::Metric;
 use crate::quant::sign;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
@@ -54,7 +54,9 @@ impl Index {
         let centroids = kmeans::train(&sample, dim, &params, &STOP).unwrap();
         let buckets = centroids.len() / dim;
         let router = Router::new(metric, dim, centroids, vec![0.5; buckets]);
-        let routing = RoutingArena::in_memory(1, &router).unwrap();
+        // Fewer are not grouped as a rule, but may be.
+        let groups = Groups::new(router.centroids(), dim, &STOP).unwrap();
+        let routing = RoutingArena::in_memory(1, &router, &groups).unwrap();
         let segments = segments
             .iter_mut()
             .map(|rows| {

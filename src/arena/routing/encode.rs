@@ -1,0 +1,128 @@
+//! From a router to the bytes of its arena.
+
+use super::format::{padded, Header, Parts, RoutingIdentity, MAGIC, NO_CENTROID, VERSION};
+use super::routed_by;
+use crate::arena::format::signs_padded;
+use crate::arena::ArenaError;
+use crate::cluster::{Groups, Router};
+use crate::quant::{sign, Rotation};
+use crate::simd::{kernels, SIGN_BLOCK};
+use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
+
+/// What the arena of a router is recognised by.
+pub fn identity(router_id: u128, router: &Router) -> RoutingIdentity {
+    RoutingIdentity {
+        router: router_id,
+        dim: router.dim() as u32,
+        metric: router.metric(),
+        buckets: router.len() as u32,
+    }
+}
+
+/// The bytes of a router's arena; `groups` are those of its centroids.
+pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u8>, ArenaError> {
+    let too_large = || ArenaError::Layout("too large");
+    let identity = identity(router_id, router);
+    let padded = padded(&identity);
+    let rotation = Rotation::new(router.metric(), router.dim());
+    let centroids = rotate_all(&rotation, router.centroids(), router.dim(), padded);
+    let centres = rotate_all(&rotation, groups.centres(), router.dim(), padded);
+
+    let (mut first_places, mut numbers) = (vec![0u32], Vec::new());
+    for (_, members) in groups.iter() {
+        numbers.extend_from_slice(members);
+        numbers.resize(numbers.len().next_multiple_of(SIGN_BLOCK), NO_CENTROID);
+        first_places.push(u32::try_from(numbers.len()).map_err(|_| too_large())?);
+    }
+    let (groups, places) = (groups.len() as u32, numbers.len() as u32);
+    let parts = Parts::of(&identity, groups, places).ok_or_else(too_large)?;
+    let centroid = |number: u32| &centroids[number as usize * padded..][..padded];
+
+    let signs = signs_padded(router.metric(), router.dim());
+    let block_bytes = sign::block_bytes(signs);
+    let none = sign::SignFactors::NO_ROW;
+    let mut columns = [none.add, none.scale, none.error].map(|x| vec![x; numbers.len()]);
+    let mut codes = vec![0; parts.codes.len()];
+    let mut spreads = Vec::new();
+    for (centre, group) in centres.chunks_exact(padded).zip(first_places.windows(2)) {
+        let mut squares = 0.0;
+        let mut count = 0;
+        for place in group[0] as usize..group[1] as usize {
+            let number = numbers[place];
+            if number == NO_CENTROID {
+                continue;
+            }
+            let (centroid, radius) = (centroid(number), router.radii()[number as usize]);
+            squares += f64::from((kernels().l2_squared)(centroid, centre) + radius * radius);
+            count += 1;
+            if signs == 0 {
+                continue;
+            }
+            let components = centroid.iter().zip(centre);
+            let residual: Vec<f64> =
+                components.map(|(c, m)| f64::from(*c) - f64::from(*m)).collect();
+            let block = &mut codes[place / SIGN_BLOCK * block_bytes..][..block_bytes];
+            let metric = routed_by(router.metric());
+            let factors = sign::encode(metric, &residual, centre, block, place % SIGN_BLOCK);
+            let values = [factors.add, factors.scale, factors.error];
+            columns.iter_mut().zip(values).for_each(|(column, x)| column[place] = x);
+        }
+        spreads.push((squares / f64::from(count.max(1))).sqrt() as f32);
+    }
+    let crcs: Vec<u32> = centroids
+        .chunks_exact(padded)
+        .map(|centroid| crc32fast::hash(bytemuck::cast_slice(centroid)))
+        .collect();
+
+    let mut bytes = vec![0u8; parts.length];
+    put(&mut bytes, &parts.centres, &centres);
+    put(&mut bytes, &parts.spreads, &spreads);
+    put(&mut bytes, &parts.first_places, &first_places);
+    put(&mut bytes, &parts.numbers, &numbers);
+    put(&mut bytes, &parts.radii, router.radii());
+    if signs > 0 {
+        parts.columns.iter().zip(&columns).for_each(|(part, column)| put(&mut bytes, part, column));
+    }
+    put(&mut bytes, &parts.codes, &codes);
+    put(&mut bytes, &parts.centroid_crcs, &crcs);
+    put(&mut bytes, &parts.centroids, &centroids);
+    let (head, body) = bytes.split_at_mut(size_of::<Header>());
+    let body = &body[..parts.centroids.start - size_of::<Header>()];
+    let mut header = Header {
+        magic: MAGIC,
+        version: VERSION,
+        router: router_id.to_le_bytes(),
+        dim: identity.dim,
+        padded: padded as u32,
+        buckets: identity.buckets,
+        body_crc: crc32fast::hash(body),
+        length: parts.length as u64,
+        typical: typical(&centroids, router.len()),
+        metric: identity.metric as u8,
+        groups,
+        places,
+        ..Header::zeroed()
+    };
+    header.crc = header.checksum();
+    head.copy_from_slice(bytemuck::bytes_of(&header));
+    Ok(bytes)
+}
+
+fn rotate_all(rotation: &Rotation, vectors: &[f32], dim: usize, padded: usize) -> Vec<f32> {
+    let mut all = vec![0.0; vectors.len() / dim * padded];
+    for (vector, rotated) in vectors.chunks_exact(dim).zip(all.chunks_exact_mut(padded)) {
+        rotation.rotate(vector, rotated);
+    }
+    all
+}
+
+/// The root mean square length of vectors.
+fn typical(vectors: &[f32], count: usize) -> f32 {
+    let squares: f64 = vectors.iter().map(|x| f64::from(*x).powi(2)).sum();
+    (squares / count.max(1) as f64).sqrt() as f32
+}
+
+fn put<T: Pod>(bytes: &mut [u8], part: &Range<usize>, values: &[T]) {
+    bytes[part.clone()].copy_from_slice(bytemuck::cast_slice(values));
+}
