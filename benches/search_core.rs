@@ -218,6 +218,10 @@ impl search::Rows for &Index {
         }
     }
 
+    fn prefetch_entry(&self, _segment: u32, entry: u32) {
+        self.arena.prefetch_entry(entry as usize);
+    }
+
     fn entry(&self, _segment: u32, entry: u32) -> Bucket<'_> {
         self.coded(entry as usize)
     }

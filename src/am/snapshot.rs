@@ -338,6 +338,12 @@ impl Rows for SnapshotRows {
         }
     }
 
+    fn prefetch_entry(&self, segment: u32, entry: u32) {
+        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
+            arena.prefetch_entry(entry as usize);
+        }
+    }
+
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
         let live = &self.snapshot.segments[segment as usize];
         live.arena.get().map_or(Bucket::Empty, |arena| live.entry(arena, entry as usize))

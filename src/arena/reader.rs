@@ -231,6 +231,13 @@ impl Arena {
         }
     }
 
+    /// Asks the processor for the table at this index. A hint.
+    pub fn prefetch_entry(&self, index: usize) {
+        if let Some(entry) = self.buckets().get(index) {
+            simd::prefetch(bytemuck::bytes_of(entry));
+        }
+    }
+
     /// Asks the system to read the bucket at this index ahead. A hint: nothing depends on it.
     pub fn will_need(&self, index: usize) {
         let Some(entry) = self.buckets().get(index) else { return };

@@ -58,6 +58,9 @@ pub trait Rows {
     /// Asks the processor for the codes of `bucket`, which will be wanted next. A hint.
     fn prefetch(&self, _segment: u32, _bucket: u32) {}
 
+    /// Asks the processor for what the table of `segment` has at this place. A hint.
+    fn prefetch_entry(&self, _segment: u32, _entry: u32) {}
+
     /// What `segment` has in the bucket at this place of its table.
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_>;
 

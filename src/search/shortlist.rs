@@ -5,9 +5,9 @@
 //! the estimate as far down. Rows whose bounds are above that are left alone, until more is asked
 //! for than was expected.
 
-use super::query::{Bucket, Rows};
+use super::query::{Bucket, Coded, Rows};
 use super::select;
-use crate::arena::{RoutingArena, SignCodes};
+use crate::arena::{RoutingArena, SignCodes, SpilledRow};
 use crate::quant::approximate::{self, BucketQuery};
 use crate::quant::{sign, Factors};
 use crate::simd;
@@ -203,7 +203,10 @@ impl Shortlist {
         found: &mut impl FnMut(Estimated),
     ) -> Vec<Target<'r>> {
         let (runs, seen) = (&self.room.runs, &mut self.room.seen);
-        let mut targets = Vec::with_capacity(4 * FIRST_ESTIMATED * self.expected.min(1 << 10));
+        let room = 4 * FIRST_ESTIMATED * self.expected.min(1 << 10);
+        // Each step asks for what the next one reads: most of it is far away.
+        let mut buckets: Vec<(u32, Coded<'r>)> = Vec::with_capacity(runs.len());
+        let mut places: Vec<(usize, usize)> = Vec::with_capacity(room);
         let mut next = 0;
         let mut current = None;
         select::up_to(&self.room.bounds, high, |at| {
@@ -212,39 +215,69 @@ impl Shortlist {
                 next += 1;
             }
             let Some(run) = next.checked_sub(1).and_then(|nth| runs.get(nth)) else { return };
-            let segment = run.segment;
-            let here = *current.get_or_insert_with(|| rows.bucket(segment, run.bucket));
-            let Bucket::Coded(here) = here else { return };
-            let mut place = at - run.start;
-            let mut codes = here;
-            if place >= here.factors.len() {
-                let spilled = here.signs.map_or(&[][..], |signs| signs.spilled);
-                let Some(of) = spilled.get(place - here.factors.len()) else { return };
-                place = of.place as usize;
-                codes = match rows.entry(segment, of.entry) {
-                    Bucket::Coded(codes) => codes,
-                    Bucket::Uncoded { first_row, .. } => {
-                        let row = first_row + u64::from(of.place);
-                        if seen.insert((segment, row)) {
-                            found(Estimated { segment, row, lower: f32::NEG_INFINITY });
-                        }
-                        return;
-                    }
-                    Bucket::Empty => return,
-                };
+            if current.is_none() {
+                let Bucket::Coded(codes) = rows.bucket(run.segment, run.bucket) else { return };
+                current = Some(buckets.len());
+                buckets.push((run.segment, codes));
             }
-            let row = codes.first_row + place as u64;
-            let Some(factors) = codes.factors.get(place) else { return };
-            if seen.insert((segment, row)) {
-                let bucket = codes.bucket;
-                let codes = &codes.codes[place * codes.stride..][..codes.stride];
-                simd::prefetch(bytemuck::cast_slice(codes));
-                simd::prefetch(bytemuck::bytes_of(factors));
-                targets.push(Target { segment, bucket, row, factors, codes });
+            let Some((nth, (_, codes))) = current.zip(buckets.last()) else { return };
+            let place = at - run.start;
+            if let Some(of) = spilled(codes, place) {
+                simd::prefetch(bytemuck::bytes_of(of));
             }
+            places.push((nth, place));
         });
+        let mut targets = Vec::with_capacity(places.len());
+        let mut elsewhere = Vec::with_capacity(places.len());
+        for (nth, place) in places {
+            let (segment, codes) = &buckets[nth];
+            if place < codes.factors.len() {
+                targets.extend(target(*segment, codes, place, seen));
+            } else if let Some(of) = spilled(codes, place) {
+                rows.prefetch_entry(*segment, of.entry);
+                elsewhere.push((*segment, of));
+            }
+        }
+        for (segment, of) in elsewhere {
+            match rows.entry(segment, of.entry) {
+                Bucket::Coded(codes) => {
+                    targets.extend(target(segment, &codes, of.place as usize, seen));
+                }
+                Bucket::Uncoded { first_row, .. } => {
+                    let row = first_row + u64::from(of.place);
+                    if seen.insert((segment, row)) {
+                        found(Estimated { segment, row, lower: f32::NEG_INFINITY });
+                    }
+                }
+                Bucket::Empty => {}
+            }
+        }
         targets
     }
+}
+
+/// Where the row of a place is that is not one of the bucket's own.
+fn spilled<'r>(codes: &Coded<'r>, place: usize) -> Option<&'r SpilledRow> {
+    codes.signs?.spilled.get(place.checked_sub(codes.factors.len())?)
+}
+
+/// The row at a place of its own bucket, whose code is asked for; none if it has been seen.
+fn target<'r>(
+    segment: u32,
+    codes: &Coded<'r>,
+    place: usize,
+    seen: &mut FxHashSet<(u32, u64)>,
+) -> Option<Target<'r>> {
+    let row = codes.first_row + place as u64;
+    let factors = codes.factors.get(place)?;
+    if !seen.insert((segment, row)) {
+        return None;
+    }
+    let bucket = codes.bucket;
+    let codes = codes.codes.get(place * codes.stride..)?.get(..codes.stride)?;
+    simd::prefetch(bytemuck::cast_slice(codes));
+    simd::prefetch(bytemuck::bytes_of(factors));
+    Some(Target { segment, bucket, row, factors, codes })
 }
 
 /// The query as prepared for each bucket that has been met.
