@@ -1,7 +1,7 @@
 //! Writing an arena, bucket by bucket.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,10 @@ use super::directory::Temporary;
 use super::format::{block, Footer, ALIGN};
 use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
 
-const BUFFER_BYTES: usize = 1 << 20;
+/// A huge page. What is written to the file as a whole at a multiple of it, the system can keep, and
+/// map, as one: a search touches memory all over the arena, and each page it touches is to be found
+/// in tables first.
+const HUGE_PAGE: usize = 2 << 20;
 const ZEROES: [u8; ALIGN as usize] = [0; ALIGN as usize];
 
 /// An arena being written. Dropped before [`Writer::finish`] it leaves nothing behind.
@@ -26,14 +29,48 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum Sink {
-    File { file: BufWriter<File>, temporary: Temporary, dir: PathBuf, name: ArenaName },
+    File { file: HugePages, temporary: Temporary, dir: PathBuf, name: ArenaName },
     Memory { map: MmapMut, at: usize },
+}
+
+/// Writes a file from its begin, a huge page at a time.
+#[derive(Debug)]
+struct HugePages {
+    file: File,
+    /// Bytes in the file.
+    written: u64,
+    page: Vec<u8>,
+}
+
+impl HugePages {
+    fn new(file: File) -> HugePages {
+        HugePages { file, written: 0, page: Vec::with_capacity(HUGE_PAGE) }
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(HUGE_PAGE - self.page.len()));
+            self.page.extend_from_slice(now);
+            bytes = later;
+            if self.page.len() == HUGE_PAGE {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.write_all_at(&self.page, self.written)?;
+        self.written += self.page.len() as u64;
+        self.page.clear();
+        Ok(())
+    }
 }
 
 impl Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
-            Sink::File { file, .. } => file.write_all(bytes),
+            Sink::File { file, .. } => file.write(bytes),
             Sink::Memory { map, at } => {
                 let end = at.checked_add(bytes.len());
                 let room = end.and_then(|end| map.get_mut(*at..end));
@@ -45,6 +82,15 @@ impl Sink {
     }
 }
 
+/// Memory of this process, in huge pages if the system has some.
+pub fn anonymous(length: usize) -> io::Result<MmapMut> {
+    let map = MmapMut::map_anon(length)?;
+    // A hint: without it everything works.
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Ok(map)
+}
+
 impl Writer {
     /// Begins the file of an arena in the directory of its relation, under a temporary name.
     ///
@@ -52,9 +98,10 @@ impl Writer {
     /// [`ArenaError::Io`].
     pub fn create(dir: &Path, name: &ArenaName, layout: Layout) -> Result<Writer, ArenaError> {
         let (file, temporary) = Temporary::create(dir, name)?;
-        let mut file = BufWriter::with_capacity(BUFFER_BYTES, file);
+        let mut file = HugePages::new(file);
         // Header and table hold checksums of what follows: they come last.
-        file.seek(SeekFrom::Start(layout.data))?;
+        let head = usize::try_from(layout.data).map_err(|_| ArenaError::Layout("too large"))?;
+        file.write(&vec![0; head])?;
         let sink = Sink::File { file, temporary, dir: dir.to_owned(), name: name.clone() };
         Ok(Writer { layout, next: 0, sink })
     }
@@ -66,7 +113,7 @@ impl Writer {
     /// [`ArenaError::Io`] when the system refuses the memory.
     pub fn in_memory(layout: Layout) -> Result<Writer, ArenaError> {
         let length = usize::try_from(layout.length).map_err(|_| ArenaError::Layout("too large"))?;
-        let map = MmapMut::map_anon(length)?;
+        let map = anonymous(length)?;
         let at = layout.data as usize;
         Ok(Writer { layout, next: 0, sink: Sink::Memory { map, at } })
     }
@@ -140,8 +187,9 @@ impl Writer {
         self.sink.write(bytemuck::bytes_of(&footer))?;
         let head = self.layout.head();
         match self.sink {
-            Sink::File { file, temporary, dir, name } => {
-                let file = file.into_inner().map_err(io::IntoInnerError::into_error)?;
+            Sink::File { mut file, temporary, dir, name } => {
+                file.flush()?;
+                let file = file.file;
                 file.write_all_at(&head, 0)?;
                 file.sync_all()?;
                 temporary.place(&dir, &name)?;
@@ -151,6 +199,24 @@ impl Writer {
                 map.split_at_mut(head.len()).0.copy_from_slice(&head);
                 Arena::check(map.make_read_only()?, &identity)
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_any_size_become_the_same_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let bytes: Vec<u8> = (0..2 * HUGE_PAGE + 12_345).map(|at| (at * at / 7) as u8).collect();
+        for piece in [1 << 20, HUGE_PAGE, 3 * HUGE_PAGE, 77_777] {
+            let mut file = HugePages::new(File::create(&path).unwrap());
+            bytes.chunks(piece).for_each(|piece| file.write(piece).unwrap());
+            file.flush().unwrap();
+            assert!(std::fs::read(&path).unwrap() == bytes, "pieces of {piece}");
         }
     }
 }

@@ -10,6 +10,7 @@ mod format;
 pub use format::RoutingIdentity;
 
 use super::directory::Temporary;
+use super::writer::anonymous;
 use super::{ArenaError, ArenaName};
 use crate::cluster::{Groups, Router};
 use crate::metric::Metric;
@@ -17,7 +18,7 @@ use crate::quant::{sign, Rotation};
 use crate::simd::{SignRows, SIGN_BLOCK};
 use encode::{encode, identity};
 use format::{padded, Header, Parts, MAGIC, NO_CENTROID, VERSION};
-use memmap2::{Mmap, MmapMut};
+use memmap2::Mmap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -80,7 +81,7 @@ impl RoutingArena {
         groups: &Groups,
     ) -> Result<RoutingArena, ArenaError> {
         let bytes = encode(router_id, router, groups)?;
-        let mut map = MmapMut::map_anon(bytes.len())?;
+        let mut map = anonymous(bytes.len())?;
         map.copy_from_slice(&bytes);
         RoutingArena::check(map.make_read_only()?, &identity(router_id, router))
     }
