@@ -187,7 +187,7 @@ impl ProbeOrder {
         let (batch, scores) = (&mut self.batch, &self.scores);
         let mut runs = self.runs.iter().peekable();
         let mut shift = 0;
-        let mut push = |at: usize| {
+        let push = |at: usize| {
             while let Some((start, place)) = runs.next_if(|(start, _)| *start <= at) {
                 shift = place.wrapping_sub(*start);
             }
@@ -199,11 +199,10 @@ impl ProbeOrder {
             batch.extend(bucket.map(|bucket| (scores[at], bucket)));
         };
         if high < f32::INFINITY {
-            select::up_to(scores, high, |at| {
-                if before.is_none_or(|before| scores[at] > before) {
-                    push(at);
-                }
-            });
+            let mut low = Vec::new();
+            (kernels().up_to)(scores, high, &mut low);
+            let is_new = |at: &usize| before.is_none_or(|before| scores[*at] > before);
+            low.into_iter().map(|at| at as usize).filter(is_new).for_each(push);
         } else {
             // What is not a number is up to nothing.
             let is_left = |score: f32| before.is_none_or(|before| score.is_nan() || score > before);

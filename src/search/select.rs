@@ -23,21 +23,6 @@ pub fn threshold(values: &[f32], count: usize, scratch: &mut Vec<f32>) -> f32 {
     *scratch.select_nth_unstable_by(at, f32::total_cmp).1
 }
 
-/// Calls `each` with the places, ascending, of the values up to `high`.
-pub fn up_to(values: &[f32], high: f32, mut each: impl FnMut(usize)) {
-    for (run, first) in values.chunks(LEAST_OF).zip((0..).step_by(LEAST_OF)) {
-        // One look at a whole run first, which the compiler turns into a few instructions.
-        if !run.iter().fold(false, |any, value| any | (*value <= high)) {
-            continue;
-        }
-        for (value, at) in run.iter().zip(first..) {
-            if *value <= high {
-                each(at);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -52,16 +37,15 @@ mod tests {
                 let values: Vec<f32> = (0..len).map(|_| rng.random()).collect();
                 let high = threshold(&values, count, &mut scratch);
                 let mut found = Vec::new();
-                up_to(&values, high, |at| found.push(at));
-                assert!(found.is_sorted());
+                (kernels().up_to)(&values, high, &mut found);
                 assert!(found.len() >= count.min(len));
                 assert!(
                     found.len() <= count.max(8) * 3 || len <= count,
                     "{} for {count}",
                     found.len()
                 );
-                let most = found.iter().map(|at| values[*at]).fold(0.0, f32::max);
-                assert!((0..len).all(|at| values[at] > most || found.contains(&at)));
+                let most = found.iter().map(|at| values[*at as usize]).fold(0.0, f32::max);
+                assert!((0..len).all(|at| values[at] > most || found.contains(&(at as u32))));
             }
         }
     }
@@ -72,7 +56,7 @@ mod tests {
         values[300] = f32::NEG_INFINITY;
         let mut found = Vec::new();
         let high = threshold(&values, 1, &mut Vec::new());
-        up_to(&values, high, |at| found.push(at));
+        (kernels().up_to)(&values, high, &mut found);
         assert_eq!((high, found), (f32::NEG_INFINITY, vec![300]));
     }
 }

@@ -10,7 +10,7 @@ use super::select;
 use crate::arena::{RoutingArena, SignCodes, SpilledRow};
 use crate::quant::approximate::{self, BucketQuery};
 use crate::quant::{sign, Factors};
-use crate::simd;
+use crate::simd::{self, kernels};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
 
@@ -209,24 +209,26 @@ impl Shortlist {
         let mut places: Vec<(usize, usize)> = Vec::with_capacity(room);
         let mut next = 0;
         let mut current = None;
-        select::up_to(&self.room.bounds, high, |at| {
+        let mut low = Vec::with_capacity(room);
+        (kernels().up_to)(&self.room.bounds, high, &mut low);
+        for at in low.into_iter().map(|at| at as usize) {
             while runs.get(next).is_some_and(|run| run.start <= at) {
                 current = None;
                 next += 1;
             }
-            let Some(run) = next.checked_sub(1).and_then(|nth| runs.get(nth)) else { return };
+            let Some(run) = next.checked_sub(1).and_then(|nth| runs.get(nth)) else { continue };
             if current.is_none() {
-                let Bucket::Coded(codes) = rows.bucket(run.segment, run.bucket) else { return };
+                let Bucket::Coded(codes) = rows.bucket(run.segment, run.bucket) else { continue };
                 current = Some(buckets.len());
                 buckets.push((run.segment, codes));
             }
-            let Some((nth, (_, codes))) = current.zip(buckets.last()) else { return };
+            let Some((nth, (_, codes))) = current.zip(buckets.last()) else { continue };
             let place = at - run.start;
             if let Some(of) = spilled(codes, place) {
                 simd::prefetch(bytemuck::bytes_of(of));
             }
             places.push((nth, place));
-        });
+        }
         let mut targets = Vec::with_capacity(places.len());
         let mut elsewhere = Vec::with_capacity(places.len());
         for (nth, place) in places {

@@ -57,6 +57,8 @@ static KERNELS: Kernels = Kernels {
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
     least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
+    // SAFETY: as above.
+    up_to: |values, high, places| unsafe { up_to(values, high, places) },
 };
 
 /// The table, if the processor has the instructions.
@@ -310,6 +312,11 @@ fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
 #[target_feature(enable = "avx2,fma")]
 fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
     scalar::quantize_body(values, shift, codes)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn up_to(values: &[f32], high: f32, places: &mut Vec<u32>) {
+    scalar::up_to_body(values, high, 0, places);
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -53,6 +53,8 @@ const TABLE: Kernels = Kernels {
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
     least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
+    // SAFETY: as above.
+    up_to: |values, high, places| unsafe { up_to(values, high, places) },
 };
 
 static WITHOUT_VNNI: Kernels = TABLE;
@@ -492,6 +494,24 @@ fn four_lanes(x: __m512i) -> __m128i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
     scalar::quantize_body(values, shift, codes)
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn up_to(values: &[f32], high: f32, places: &mut Vec<u32>) {
+    let bound = _mm512_set1_ps(high);
+    let (runs, rest) = values.as_chunks::<LANES>();
+    let mut first = 0;
+    for run in runs {
+        // SAFETY: a run has LANES elements.
+        let run = unsafe { _mm512_loadu_ps(run.as_ptr()) };
+        let mut low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(run, bound);
+        while low != 0 {
+            places.push(first + low.trailing_zeros());
+            low &= low - 1;
+        }
+        first += LANES as u32;
+    }
+    scalar::up_to_body(rest, high, first, places);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

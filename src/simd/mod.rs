@@ -124,6 +124,8 @@ pub struct Kernels {
     /// `(values, least)`: the least of every [`LEAST_OF`] values; what is not a number is passed
     /// over. `least` has one for each whole or broken run.
     pub least_of_runs: fn(&[f32], &mut [f32]),
+    /// `(values, high, places)`: appends to `places`, ascending, those of the values up to `high`.
+    pub up_to: fn(&[f32], f32, &mut Vec<u32>),
 }
 
 /// Components that share a table of sign codes.

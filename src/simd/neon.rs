@@ -53,6 +53,7 @@ static KERNELS: Kernels = Kernels {
     },
     quantize: |values, shift, codes| scalar::quantize_body(values, shift, codes),
     least_of_runs: |values, least| scalar::least_of_runs_body(values, least),
+    up_to: |values, high, places| scalar::up_to_body(values, high, 0, places),
 };
 
 /// The table, if the processor has the instructions.

@@ -23,6 +23,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     sign_bounds,
     quantize: |values, shift, codes| quantize_body(values, shift, codes),
     least_of_runs: |values, least| least_of_runs_body(values, least),
+    up_to: |values, high, places| up_to_body(values, high, 0, places),
 };
 
 fn l2_squared(a: &[f32], b: &[f32]) -> f32 {
@@ -294,6 +295,27 @@ pub(super) fn quantize_body(values: &[f32], shift: &[f32], codes: &mut [i8]) -> 
         *code_out = code(*x, *s);
     }
     step
+}
+
+/// [`Kernels::up_to`] for the compiler to vectorise with its caller's instruction set: it looks at
+/// a whole run first, for few values are up to the bound. `first` is the place of the first value.
+#[inline(always)]
+pub(super) fn up_to_body(values: &[f32], high: f32, first: u32, places: &mut Vec<u32>) {
+    const RUN: usize = 32;
+    let (runs, rest) = values.as_chunks::<RUN>();
+    let mut look = |run: &[f32], first: u32| {
+        for (value, place) in run.iter().zip(first..) {
+            if *value <= high {
+                places.push(place);
+            }
+        }
+    };
+    for (run, first) in runs.iter().zip((first..).step_by(RUN)) {
+        if run.iter().fold(false, |any, value| any | (*value <= high)) {
+            look(run, first);
+        }
+    }
+    look(rest, first + (runs.len() * RUN) as u32);
 }
 
 /// [`Kernels::least_of_runs`] for the compiler to vectorise with its caller's instruction set.

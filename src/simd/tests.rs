@@ -423,6 +423,27 @@ fn the_least_of_each_run_is_found() {
 }
 
 #[test]
+fn values_up_to_a_bound_are_found() {
+    let mut rng = SmallRng::seed_from_u64(11);
+    for k in tables() {
+        for n in [0, 1, 63, 64, 65, 1000] {
+            let mut values = random(&mut rng, n);
+            if n > 40 {
+                values[20] = f32::NAN;
+                values[39] = f32::NEG_INFINITY;
+                values[40] = f32::INFINITY;
+            }
+            for high in [f32::NEG_INFINITY, -0.5, 0.0, 10.0, f32::INFINITY, f32::NAN] {
+                let mut places = vec![7];
+                (k.up_to)(&values, high, &mut places);
+                let expected = (0..n as u32).filter(|place| values[*place as usize] <= high);
+                assert_eq!(places, [7].into_iter().chain(expected).collect::<Vec<u32>>());
+            }
+        }
+    }
+}
+
+#[test]
 fn a_level_can_be_forced_where_the_processor_has_it() {
     for level in Level::ALL {
         assert_eq!(Level::from_name(level.name()), Some(level));
