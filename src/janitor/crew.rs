@@ -17,12 +17,11 @@ pub struct Crew {
 
 /// How soon a cancel is noticed.
 const WATCH: Duration = Duration::from_millis(20);
-/// How much less than queries the threads of a background job weigh with the scheduler.
-const NICENESS: libc::c_int = 10;
 
 impl Crew {
     /// As many threads as the machine has cores, but no more than parallel maintenance may use; one
-    /// for a background job, which takes what time others leave.
+    /// for a background job, which takes what time others leave: threads weigh as little with the
+    /// scheduler as who starts them.
     pub fn new() -> Crew {
         // SAFETY: reads a setting on the backend's own thread.
         let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
@@ -33,11 +32,6 @@ impl Crew {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(allowed.min(cores))
             .thread_name(|nth| format!("drift {nth}"))
-            .start_handler(move |_| {
-                if in_background {
-                    step_back();
-                }
-            })
             .build();
         match pool {
             Ok(pool) => Crew { pool },
@@ -85,17 +79,6 @@ impl Crew {
                 );
             }
         }
-    }
-}
-
-/// Lowers the priority of the calling thread. It holds no lock of the server's, so nobody waits
-/// for it but its own job.
-fn step_back() {
-    // SAFETY: plain calls. On Linux the priority is a thread's own, and 0 means the calling one;
-    // if it cannot be lowered, nothing is lost but politeness.
-    #[cfg(target_os = "linux")]
-    unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
     }
 }
 

@@ -5,7 +5,7 @@
 //! within reach of pg_terminate_backend.
 
 use super::board::{Ticket, FLUSH};
-use super::{handlers, kinds, now, reload_settings, set_name, settings, shared, LIBRARY};
+use super::{handlers, kinds, now, pace, reload_settings, set_name, settings, shared, LIBRARY};
 use crate::memtable;
 use pgrx::{pg_guard, pg_sys, PgSqlErrorCode};
 use std::ffi::c_int;
@@ -53,6 +53,7 @@ pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
         pg_sys::on_shmem_exit(Some(resign), pg_sys::Datum::from(0usize));
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
+    pace::step_back();
     shared::become_launcher();
     // What was announced to the one before may have been lost with it.
     shared::advance_epoch();

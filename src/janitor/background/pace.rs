@@ -16,6 +16,19 @@ const WATCH: Duration = Duration::from_millis(50);
 /// The longest pause at a time.
 const LONGEST: Duration = Duration::from_secs(10);
 
+/// How much less than sessions the janitor's processes weigh with the scheduler.
+const NICENESS: libc::c_int = 10;
+
+/// Lowers the priority of the process, which is one of the janitor's. Whoever waits for a lock that
+/// it holds leaves it the time to go on.
+pub fn step_back() {
+    // SAFETY: a plain call on the process's only thread; 0 means the calling one. If the priority
+    // cannot be lowered, nothing is lost but politeness.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+    }
+}
+
 /// A background job under way.
 #[derive(Clone, Copy)]
 struct Pace {

@@ -38,6 +38,7 @@ pub extern "C-unwind" fn drift_janitor_worker(argument: pg_sys::Datum) {
         entered.flatten()
     };
     let Some(database) = database else { return };
+    pace::step_back();
     let visit = || {
         connect(database);
         work(ticket);
