@@ -9,11 +9,12 @@
 //!    somebody has the time.
 //!
 //! A search walks the graph over the linked rows ([`Graph::search`]) and looks at each row of the
-//! unlinked tail ([`Graph::scan`]).
+//! unlinked tail: at its int8 code ([`Graph::bounds`]), and at the vectors of those that may be near
+//! ([`Graph::rank_of`]), or at once at all vectors ([`Graph::scan`]).
 //!
 //! ```text
-//! a chunk: | vectors        | links          | upper links   | labels        |
-//!          | rows x dims    | rows x 32      | rows x 2      | rows x 2      |  u32 words
+//! a chunk: | vectors     | links     | upper    | labels   | factors  | codes         | u32 words
+//!          | rows x dims | rows x 32 | rows x 2 | rows x 2 | rows x n | rows x stride |
 //! ```
 //!
 //! There are no pointers: rows are numbers, a row's chunk and place follow from its number, and a

@@ -3,6 +3,7 @@
 use super::level::upper_place;
 use super::{Corrupt, BASE_LINKS, UPPER_LINKS};
 use crate::metric::Metric;
+use crate::quant::{self, Factors};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,6 +13,9 @@ const UPPER_WORDS: usize = 2;
 const LABEL_WORDS: usize = 2;
 /// In a label's second word: the row has been put.
 const PRESENT: u32 = 1 << 31;
+/// Words of the factors of a row's codes.
+const FACTOR_WORDS: usize = size_of::<Factors>() / size_of::<u32>();
+const _: () = assert!(size_of::<Factors>().is_multiple_of(4) && align_of::<Factors>() <= 4);
 
 /// Chunks of words that a graph lives in.
 ///
@@ -66,7 +70,9 @@ pub struct Shape {
 impl Shape {
     /// Rows of `dims` components in chunks of `chunk_words` words; none if not one fits.
     pub fn new(dims: usize, chunk_words: usize) -> Option<Shape> {
-        let row = dims.checked_add(BASE_LINKS + UPPER_WORDS + LABEL_WORDS)?;
+        let codes = dims.checked_next_multiple_of(64)? / size_of::<u32>();
+        let others = BASE_LINKS + UPPER_WORDS + LABEL_WORDS + FACTOR_WORDS;
+        let row = dims.checked_add(codes)?.checked_add(others)?;
         let rows_per_chunk = u32::try_from(chunk_words / row).ok()?;
         (dims > 0 && rows_per_chunk > 0).then_some(Shape { dims, chunk_words, rows_per_chunk })
     }
@@ -92,6 +98,19 @@ impl Shape {
     fn labels_start(&self) -> usize {
         self.upper_start() + UPPER_WORDS * self.rows_per_chunk as usize
     }
+
+    fn factors_start(&self) -> usize {
+        self.labels_start() + LABEL_WORDS * self.rows_per_chunk as usize
+    }
+
+    fn codes_start(&self) -> usize {
+        self.factors_start() + FACTOR_WORDS * self.rows_per_chunk as usize
+    }
+
+    /// Words of a row's codes.
+    fn code_words(&self) -> usize {
+        quant::stride(self.dims) / size_of::<u32>()
+    }
 }
 
 /// A graph in a region.
@@ -106,6 +125,11 @@ impl<'a, R: Region> Graph<'a, R> {
     /// The graph of `shape` that is in `region`, of rows counted by `header`.
     pub fn new(region: R, header: &'a Header, shape: Shape, metric: Metric) -> Self {
         Graph { region, header, shape, metric }
+    }
+
+    /// Components of a vector.
+    pub fn dims(&self) -> usize {
+        self.shape.dims
     }
 
     /// Rows that are published.
@@ -148,10 +172,30 @@ impl<'a, R: Region> Graph<'a, R> {
         for (word, component) in words.iter().zip(vector) {
             word.store(component.to_bits(), Ordering::Relaxed);
         }
+        self.put_codes(chunk, at, vector)?;
         label_words[0].store(label as u32, Ordering::Relaxed);
         let high = (label >> 32) as u32 & !PRESENT;
         label_words[1].store(high | PRESENT, Ordering::Release);
         self.publish()
+    }
+
+    /// Writes the codes of a row, taken about zero: there are no buckets here.
+    fn put_codes(&self, chunk: &[AtomicU32], at: usize, vector: &[f32]) -> Result<(), Corrupt> {
+        let mut codes = vec![0u32; self.shape.code_words()];
+        let zero = vec![0.0; vector.len()];
+        let bytes = bytemuck::cast_slice_mut(&mut codes);
+        let factors = quant::encode(self.metric, vector, &zero, 0.0, &mut Vec::new(), bytes);
+        let factors: [u32; FACTOR_WORDS] = bytemuck::cast(factors);
+        let store = |start: usize, values: &[u32]| {
+            let start = start + at * values.len();
+            let words = chunk.get(start..start + values.len()).ok_or(Corrupt)?;
+            for (word, value) in words.iter().zip(values) {
+                word.store(*value, Ordering::Relaxed);
+            }
+            Ok(())
+        };
+        store(self.shape.factors_start(), &factors)?;
+        store(self.shape.codes_start(), &codes)
     }
 
     /// Moves the end of the published rows past all that are present.
@@ -214,6 +258,32 @@ impl<'a, R: Region> Graph<'a, R> {
         Ok(())
     }
 
+    /// The codes of neighbouring published rows with their factors, [`quant::stride`] bytes a row,
+    /// each run with the number of its first.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if a chunk is not there.
+    pub(super) fn coded_runs(
+        &self,
+        rows: Range<u32>,
+        mut run: impl FnMut(u32, &[Factors], &[i8]),
+    ) -> Result<(), Corrupt> {
+        let mut row = rows.start;
+        while row < rows.end {
+            let (chunk, at) = self.place(row)?;
+            let count = (self.shape.rows_per_chunk - at as u32).min(rows.end - row);
+            let words = |start: usize, each: usize| {
+                let start = start + at * each;
+                chunk.get(start..start + count as usize * each).map(as_words).ok_or(Corrupt)
+            };
+            let factors = words(self.shape.factors_start(), FACTOR_WORDS)?;
+            let codes = words(self.shape.codes_start(), self.shape.code_words())?;
+            run(row, bytemuck::cast_slice(factors), bytemuck::cast_slice(codes));
+            row += count;
+        }
+        Ok(())
+    }
+
     /// The words of a row's links on level 0.
     pub(super) fn base_links(&self, row: u32) -> Result<&[AtomicU32], Corrupt> {
         let (chunk, at) = self.place(row)?;
@@ -263,8 +333,13 @@ impl<'a, R: Region> Graph<'a, R> {
 
 /// Words that nobody changes any more, as the numbers they are.
 fn as_floats(words: &[AtomicU32]) -> &[f32] {
-    // SAFETY: both types are four bytes, aligned to four, and any bits are an f32. The words are
-    // those of published vectors, which no one writes to again while the region's chunks are
-    // borrowed (the contract of `Region`).
-    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<f32>(), words.len()) }
+    bytemuck::cast_slice(as_words(words))
+}
+
+/// Words that nobody changes any more.
+fn as_words(words: &[AtomicU32]) -> &[u32] {
+    // SAFETY: an atomic word has the layout of a word. These are of published vectors and codes,
+    // which no one writes to again while the region's chunks are borrowed (the contract of
+    // `Region`).
+    unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u32>(), words.len()) }
 }

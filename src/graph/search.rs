@@ -3,6 +3,7 @@
 use super::level::{is_member, member, top};
 use super::region::{Graph, Region};
 use super::{Corrupt, Rank};
+use crate::quant::{self, BucketQuery};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
@@ -120,6 +121,35 @@ impl<R: Region> Graph<'_, R> {
                 each(Hit { rank: self.metric.rank(query, vector), row });
             }
         })
+    }
+
+    /// Appends to `bounds`, for every row of `rows`, which are published, a number that its rank is
+    /// not below: with certainty if `confidence` is 1 ([`BucketQuery::estimate`]). `query` is
+    /// prepared for a centroid of zeroes.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the memory is not what this code has written.
+    pub fn bounds(
+        &self,
+        query: &BucketQuery,
+        rows: Range<u32>,
+        confidence: f32,
+        bounds: &mut Vec<f32>,
+    ) -> Result<(), Corrupt> {
+        let stride = quant::stride(self.dims());
+        let mut estimates = Vec::new();
+        self.coded_runs(rows, |_, factors, codes| {
+            query.estimate(factors, codes, stride, confidence, &mut estimates);
+            bounds.extend(estimates.iter().map(|estimate| estimate.lower));
+        })
+    }
+
+    /// The rank of a published row.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the memory is not what this code has written.
+    pub fn rank_of(&self, query: &[f32], row: u32) -> Result<f64, Corrupt> {
+        Ok(self.metric.rank(query, self.vector(row)?))
     }
 
     pub(super) fn rank(&self, query: &[f32], row: u32) -> Result<Rank, Corrupt> {

@@ -1,5 +1,6 @@
 use super::*;
 use crate::metric::Metric;
+use crate::quant::{self, BucketQuery};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashSet;
@@ -288,7 +289,7 @@ fn shapes_that_do_not_fit_are_refused() {
     assert_eq!(Shape::new(0, CHUNK_WORDS), None);
     assert_eq!(Shape::new(CHUNK_WORDS, CHUNK_WORDS), None);
     assert_eq!(Shape::new(usize::MAX, CHUNK_WORDS), None);
-    assert_eq!(Shape::new(16_000, 1 << 15).map(|shape| shape.rows_per_chunk()), Some(2));
+    assert_eq!(Shape::new(16_000, 1 << 15).map(|shape| shape.rows_per_chunk()), Some(1));
 }
 
 /// Figures: `cargo test --release --no-default-features graph -- --ignored --nocapture`, with
@@ -363,4 +364,38 @@ fn more_recall_and_more_rows_take_more_effort() {
     assert!(efforts.is_sorted() && efforts[0] < efforts[100]);
     assert!(effort(0.95, 40_000) == 2 * effort(0.95, 10_000));
     assert!(effort(0.5, 1) == effort(0.5, 100) && effort(0.5, 0) > 0);
+}
+
+#[test]
+fn no_rank_is_below_its_bound() {
+    let mut rng = SmallRng::seed_from_u64(8);
+    for metric in METRICS {
+        for dims in [3, 16, 100, 128] {
+            let mut rows = clustered(&mut rng, dims, 700);
+            rows[5 * dims] = f32::NAN;
+            rows[6 * dims] = f32::MAX;
+            rows[7 * dims..8 * dims].fill(0.0);
+            let shape = Shape::new(dims, CHUNK_WORDS).unwrap();
+            let (memory, header) = (Memory::for_rows(shape, 700), Header::default());
+            let graph = filled(&memory, &header, shape, metric, dims, &rows);
+            let query = clustered(&mut rng, dims, 1);
+            let mut prepared = BucketQuery::default();
+            let zero = vec![0.0; dims];
+            quant::Query::new(metric, &query, 0.0).for_bucket(&zero, &mut prepared);
+            let mut bounds = Vec::new();
+            for rows in [0..1, 1..699, 699..700] {
+                graph.bounds(&prepared, rows, 1.0, &mut bounds).unwrap();
+            }
+            assert_eq!(bounds.len(), 700);
+            let scale = if metric == Metric::Cosine { 1.0 } else { dims as f64 };
+            let mut near = 0;
+            for (row, bound) in (0..).zip(bounds) {
+                let rank = graph.rank_of(&query, row).unwrap();
+                assert!(rank.is_nan() || f64::from(bound) <= rank, "{metric:?} {dims}: row {row}");
+                near += usize::from(rank - f64::from(bound) < 0.1 * scale);
+            }
+            assert!(near > 600, "{metric:?} {dims}: {near} bounds tell anything");
+            assert_eq!(graph.bounds(&prepared, 0..100_000, 1.0, &mut Vec::new()), Err(Corrupt));
+        }
+    }
 }

@@ -1,14 +1,16 @@
 //! The rows of the memtable that are nearest to a query.
 
-use super::slot::{tid, Held, Key};
+use super::slot::{tid, Chunks, Held, Key};
 use super::write::with_scratch;
-use crate::graph::{self, Corrupt};
+use crate::graph::{self, Corrupt, Graph};
 use crate::page::{Index, LogStart, Read, Tid, View};
+use crate::quant::{self, BucketQuery};
+use crate::simd::{kernels, select};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 use std::ops::Range;
 
-/// Bytes of vectors looked at before interrupts are heeded.
+/// Bytes looked at before interrupts are heeded.
 const STEP_BYTES: usize = 8 << 20;
 /// Rows whose ranks cost as much as a walk's effort of one: a walk looks at more, in no order.
 const ROWS_PER_EFFORT: usize = 64;
@@ -137,7 +139,9 @@ struct Farthest(Near);
 impl Best {
     fn offer(&mut self, near: impl FnOnce() -> Option<Near>, rank: f64) {
         let full = self.rows.len() >= self.most;
-        if full && self.rows.peek().is_some_and(|worst| order(rank, worst.0.rank).is_ge()) {
+        // Where both are numbers, which is the rule, to compare them takes one instruction.
+        let is_behind = |worst: f64| rank > worst || order(rank, worst).is_ge();
+        if full && self.rows.peek().is_some_and(|worst| is_behind(worst.0.rank)) {
             self.left_out = true;
             return;
         }
@@ -197,42 +201,142 @@ fn search(
         }
         tails.push(Part { rows: tail, ..part });
     }
-    let mut held = Some(held);
-    let step = (STEP_BYTES / size_of_val(query)).max(1) as u32;
-    let mut budget = step;
-    for mut tail in tails {
-        while !tail.rows.is_empty() {
-            if budget == 0 {
-                drop(held.take());
-                pgrx::check_for_interrupts!();
-                budget = step;
-            }
-            if held.is_none() {
-                let again = Held::find(index)?;
-                let still = what_is_known(&again, index, view)?;
-                let same = again.graph(tail.generation)?.0.base() == tail.base;
-                if still.rest.seq < known.rest.seq || !same {
-                    return None;
-                }
-                held = Some(again);
-            }
-            let now = held.as_ref()?;
-            let (_, graph) = now.graph(tail.generation)?;
-            let end = tail.rows.end.min(tail.rows.start.saturating_add(budget));
-            budget -= end - tail.rows.start;
-            let scanned = graph.scan(query, tail.rows.start..end, |hit| {
-                best.offer(|| near(&graph, tail.base, hit.row, hit.rank), hit.rank);
-            });
-            if scanned == Err(Corrupt) {
-                return held.and_then(spoilt);
-            }
-            tail.rows.start = end;
-        }
-    }
+    let mut scan = Scan { index, view, known, held: Some(held), budget: STEP_BYTES };
+    let looked_at = if most == usize::MAX {
+        scan.every_row(query, &tails, &mut best).map(|()| f64::INFINITY)
+    } else {
+        scan.nearest_rows(query, wanted, &tails, &mut best)
+    };
+    let horizon = match looked_at {
+        Ok(horizon) => horizon,
+        Err(Gone::Moved) => return None,
+        Err(Gone::Spoilt) => return scan.held.and_then(spoilt),
+    };
     let worst = best.rows.peek().map(|worst| worst.0.rank);
-    let horizon = worst.filter(|_| best.left_out || walked);
+    let worst = worst.filter(|_| best.left_out || walked);
     let rows = best.rows.into_iter().map(|farthest| farthest.0).collect();
+    let horizon = match worst {
+        Some(worst) if order(worst, horizon).is_lt() => Some(worst),
+        _ => Some(horizon).filter(|horizon| *horizon < f64::INFINITY).or(worst),
+    };
     Some(Nearest { rows, horizon, known })
+}
+
+/// Why rows cannot be looked at.
+enum Gone {
+    /// They are not where they were.
+    Moved,
+    /// The memory is not what this code has written.
+    Spoilt,
+}
+
+impl From<Corrupt> for Gone {
+    fn from(_: Corrupt) -> Gone {
+        Gone::Spoilt
+    }
+}
+
+/// A look at rows one by one, for a while at a time.
+struct Scan<'v> {
+    index: Index,
+    view: &'v View,
+    known: Known,
+    held: Option<Held>,
+    /// Bytes until interrupts are heeded.
+    budget: usize,
+}
+
+impl Scan<'_> {
+    /// Ranks all rows.
+    fn every_row(&mut self, query: &[f32], tails: &[Part], best: &mut Best) -> Result<(), Gone> {
+        self.each_piece(tails, size_of_val(query), |graph, part, rows| {
+            graph.scan(query, rows, |hit| {
+                best.offer(|| near(graph, part.base, hit.row, hit.rank), hit.rank);
+            })
+        })
+    }
+
+    /// Ranks the rows of the lowest bounds; returns what the ranks of the others are not below.
+    fn nearest_rows(
+        &mut self,
+        query: &[f32],
+        wanted: Wanted,
+        tails: &[Part],
+        best: &mut Best,
+    ) -> Result<f64, Gone> {
+        let dims = query.len();
+        let mut prepared = BucketQuery::default();
+        quant::Query::new(self.view.metric, query, 0.0).for_bucket(&vec![0.0; dims], &mut prepared);
+        let confidence = if wanted.recall < 1.0 { quant::likely(dims) } else { 1.0 };
+        let mut bounds = Vec::new();
+        self.each_piece(tails, dims, |graph, _, rows| {
+            graph.bounds(&prepared, rows, confidence, &mut bounds)
+        })?;
+        let high = select::threshold(&bounds, best.most, &mut Vec::new());
+        // What is not a number bounds nothing: then all are ranked.
+        let high = if high.is_nan() { f32::INFINITY } else { high };
+        let mut low = Vec::new();
+        (kernels().up_to)(&bounds, high, &mut low);
+        let mut low = low.into_iter().peekable();
+        let mut first = 0;
+        for part in tails {
+            let held = self.hold(part)?;
+            let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
+            let end = first + part.rows.len() as u32;
+            while let Some(place) = low.next_if(|place| *place < end) {
+                let row = part.rows.start + (place - first);
+                let rank = graph.rank_of(query, row)?;
+                best.offer(|| near(&graph, part.base, row, rank), rank);
+            }
+            first = end;
+        }
+        Ok(f64::from(high))
+    }
+
+    /// Calls `with` with pieces of the parts, and heeds interrupts between them.
+    fn each_piece(
+        &mut self,
+        parts: &[Part],
+        bytes_each: usize,
+        mut with: impl FnMut(&Graph<'_, Chunks>, &Part, Range<u32>) -> Result<(), Corrupt>,
+    ) -> Result<(), Gone> {
+        for part in parts {
+            let mut rows = part.rows.clone();
+            while !rows.is_empty() {
+                if self.budget < bytes_each {
+                    drop(self.held.take());
+                    pgrx::check_for_interrupts!();
+                    self.budget = STEP_BYTES.max(bytes_each);
+                }
+                let most = u32::try_from(self.budget / bytes_each.max(1)).unwrap_or(u32::MAX);
+                let end = rows.end.min(rows.start.saturating_add(most));
+                self.budget -= (end - rows.start) as usize * bytes_each;
+                let held = self.hold(part)?;
+                let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
+                with(&graph, part, rows.start..end)?;
+                rows.start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// The slot, which may have been let go meanwhile, with the rows of a part where they were.
+    fn hold(&mut self, part: &Part) -> Result<&Held, Gone> {
+        if self.held.is_none() {
+            let again = Held::find(self.index).ok_or(Gone::Moved)?;
+            let still = what_is_known(&again, self.index, self.view).ok_or(Gone::Moved)?;
+            if still.rest.seq < self.known.rest.seq {
+                return Err(Gone::Moved);
+            }
+            self.held = Some(again);
+        }
+        let held = self.held.as_ref().ok_or(Gone::Moved)?;
+        let (generation, graph) = held.graph(part.generation).ok_or(Gone::Moved)?;
+        if generation.base() != part.base || graph.len() < part.rows.end {
+            return Err(Gone::Moved);
+        }
+        Ok(held)
+    }
 }
 
 fn near<R: graph::Region>(

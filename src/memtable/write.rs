@@ -12,9 +12,12 @@ const CATCH_UP_PAGES: u32 = 64;
 const BATCH_PAGES: u32 = 8;
 /// How far ahead of the published rows one may be put, for others to fill the gap.
 const AHEAD: u64 = 512;
-/// Bytes of vectors that may be unlinked: looking at all of them costs what a walk of the graph
-/// costs.
+/// Bytes of vectors that may be unlinked: looking at the codes of all of them costs hardly more than
+/// a walk of the graph.
 const TAIL_BYTES: usize = 2 << 20;
+/// Bytes from which on the janitor links what is searched. A log is flushed when it has about as
+/// many: if flushes keep up, nothing is linked in vain.
+const SEARCHED_TAIL_BYTES: usize = 8 << 20;
 /// Bytes from which on inserts link too, since nobody else keeps up.
 const LONG_TAIL_BYTES: usize = 32 << 20;
 /// Components of the vectors linked in one step, about: a step holds off interrupts.
@@ -62,7 +65,7 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) -> b
         Place::Spoilt => forget(index),
         Place::LongTail => {
             if let Some(held) = Held::find(index) {
-                link_step(held, INSERTERS_SHARE);
+                link_step(held, INSERTERS_SHARE, LONG_TAIL_BYTES);
             }
         }
         Place::NewTail => return true,
@@ -106,7 +109,7 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
             let tail = (graph.len() - graph.linked()) as usize;
             if tail > LONG_TAIL_BYTES / size_of_val(vector) {
                 Place::LongTail
-            } else if tail == TAIL_BYTES / size_of_val(vector) + 1 {
+            } else if tail == SEARCHED_TAIL_BYTES / size_of_val(vector) + 1 {
                 Place::NewTail
             } else {
                 Place::Done
@@ -267,27 +270,28 @@ fn exclusive(index: Index) -> Option<Held> {
 /// Links some rows of any index in use whose unlinked tail is long, in steps of a few milliseconds;
 /// returns how many. Needs neither a database nor a transaction.
 pub fn link_some() -> u32 {
-    link_where(|slot| slot.was_used_lately())
+    link_where(|slot| slot.was_used_lately(), TAIL_BYTES)
 }
 
 /// The same, but only for indexes that are being searched: others will be flushed sooner.
 pub fn link_for_searches() -> u32 {
-    link_where(|slot| slot.was_searched_lately())
+    link_where(|slot| slot.was_searched_lately(), SEARCHED_TAIL_BYTES)
 }
 
-fn link_where(is_worth_it: impl Fn(&Slot) -> bool) -> u32 {
+fn link_where(is_worth_it: impl Fn(&Slot) -> bool, tail_bytes: usize) -> u32 {
     let slots = (0..super::area::SLOTS).filter(|_| super::is_shared());
     let wanted = |held: &Held| is_worth_it(held.slot());
-    slots.filter_map(Held::try_nth).filter(wanted).map(|held| link_step(held, STEP_ROWS)).sum()
+    let held = slots.filter_map(Held::try_nth).filter(wanted);
+    held.map(|held| link_step(held, STEP_ROWS, tail_bytes)).sum()
 }
 
-/// Links at most `rows` rows of a slot, if its unlinked tail is long.
-fn link_step(held: Held, rows: u32) -> u32 {
+/// Links at most `rows` rows of a slot, if its unlinked tail has more than so many bytes.
+fn link_step(held: Held, rows: u32, tail_bytes: usize) -> u32 {
     let dims = held.slot().dims().max(1);
     let step = || {
         let (_, graph) = held.graph(held.slot().active())?;
         let unlinked = (graph.len() - graph.linked()) as usize;
-        if unlinked <= TAIL_BYTES / size_of::<f32>() / dims as usize {
+        if unlinked <= tail_bytes / size_of::<f32>() / dims as usize {
             return None;
         }
         let _lock = held.try_link_lock()?;

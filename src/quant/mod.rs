@@ -79,6 +79,13 @@ pub const fn stride(dim: usize) -> usize {
     dim.next_multiple_of(if dim >= 64 { 64 } else { 16 })
 }
 
+/// The confidence ([`BucketQuery::estimate`]) of bounds that a rank in `dim` dimensions is hardly
+/// ever below: three standard deviations of what codes miss.
+pub fn likely(dim: usize) -> f32 {
+    const DEVIATIONS: f32 = 3.0;
+    (DEVIATIONS / (dim.max(1) as f32).sqrt()).min(1.0)
+}
+
 /// Scales `vector` to length one. Returns false, and leaves zeroes, when it has no direction: its
 /// length is zero or not finite.
 ///

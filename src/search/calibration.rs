@@ -19,7 +19,7 @@ pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
 const NEIGHBOURS: usize = 10;
 
 /// Queries are rows of the table; those that users ask with fall less well into its buckets.
-const MARGIN: f64 = 1.2;
+const MARGIN: f64 = 1.3;
 
 /// For each of [`RECALLS`], the share of all buckets to probe. Ascending, within 0 and 1.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -16,7 +16,6 @@ mod calibration;
 mod frontier;
 mod probe;
 mod query;
-mod select;
 mod shortlist;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,11 @@
 //! Which buckets, in which order, and how many.
 
 use super::calibration::Calibration;
-use super::select;
 use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::{product_reach, Groups, Router, Stopped};
 use crate::metric::Metric;
 use crate::quant::sign;
-use crate::simd::{self, kernels};
+use crate::simd::{self, kernels, select};
 use std::sync::atomic::AtomicBool;
 
 /// The buckets in the order of their scores, sorted only as far as they are probed.

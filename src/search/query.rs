@@ -151,9 +151,6 @@ pub struct Search {
     delivered: u64,
 }
 
-/// Standard deviations that separate an estimate from its lower bound unless the search is exact.
-const DEVIATIONS: f32 = 3.0;
-
 /// Vectors asked for ahead of their being read.
 const AHEAD: usize = 8;
 
@@ -171,11 +168,8 @@ impl Search {
         if metric == Metric::Cosine && !quant::normalize(query, &mut routed) {
             routed.fill(0.0);
         }
-        let confidence = if params.effort.is_exact() {
-            1.0
-        } else {
-            (DEVIATIONS / (query.len() as f32).sqrt()).min(1.0)
-        };
+        let exact = params.effort.is_exact();
+        let confidence = if exact { 1.0 } else { quant::likely(query.len()) };
         let mut rotated = routed;
         let mut rounding = 0.0;
         let mut probes = ProbeOrder::new(Vec::new());

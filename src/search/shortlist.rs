@@ -6,11 +6,10 @@
 //! for than was expected.
 
 use super::query::{Bucket, Coded, Rows};
-use super::select;
 use crate::arena::{RoutingArena, SignCodes, SpilledRow};
 use crate::quant::approximate::{self, BucketQuery};
 use crate::quant::{sign, Factors};
-use crate::simd::{self, kernels};
+use crate::simd::{self, kernels, select};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
 

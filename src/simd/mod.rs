@@ -15,6 +15,7 @@ mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
+pub mod select;
 #[cfg(test)]
 mod tests;
 

@@ -286,10 +286,10 @@ fn the_janitor_links_what_is_searched() -> Result<()> {
     client.batch_execute(CLOUDS)?;
     client.batch_execute(
         "SET enable_seqscan = off; SET enable_sort = off;
-         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 9000) i",
+         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 18000) i",
     )?;
     let begun = Instant::now();
-    while rows(&mut client, "t_e")?.2 < 4500 {
+    while rows(&mut client, "t_e")?.2 < 1000 {
         let state = rows(&mut client, "t_e")?;
         ensure!(begun.elapsed() < Duration::from_secs(30), "{state:?}");
         client.query("SELECT id FROM t ORDER BY e <-> cloud(7) LIMIT 10", &[])?;

@@ -1,6 +1,6 @@
 //! The lowest of many numbers, without sorting them.
 
-use crate::simd::{kernels, LEAST_OF};
+use super::{kernels, LEAST_OF};
 
 /// A number not below the `count` lowest of `values`, and below most others: usually not many more
 /// than `count` values are up to it. Infinity when there are no more than `count`.
