@@ -24,8 +24,9 @@ pub struct ProbeOrder {
     runs: Vec<(usize, usize)>,
     /// Exactly scored buckets, the next one last.
     batch: Vec<(f32, u32)>,
-    /// Scores up to this have been in a batch.
+    /// Of the first `scored` of `scores` those up to this have been in a batch.
     high: Option<f32>,
+    scored: usize,
     /// How many buckets the next batch has, about.
     next: usize,
     scratch: Vec<f32>,
@@ -76,6 +77,7 @@ impl ProbeOrder {
             runs: vec![(0, 0)],
             batch: Vec::new(),
             high: None,
+            scored: 0,
             next: FIRST,
             scratch: Vec::new(),
         }
@@ -106,7 +108,6 @@ impl ProbeOrder {
             signs: estimates.then(|| sign::Query::new(routed_by(metric), query, routing.typical())),
             reach,
             runs: Vec::new(),
-            high: Some(f32::INFINITY),
             next: next.max(FIRST),
             ..ProbeOrder::new(Vec::new())
         }
@@ -128,28 +129,28 @@ impl ProbeOrder {
 
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
         while self.batch.is_empty() {
-            if self.high == Some(f32::INFINITY) {
-                let Some((routing, query)) = routing.filter(|_| !self.groups.is_empty()) else {
-                    return;
-                };
-                self.look_into_groups(routing, query);
+            match routing {
+                Some((routing, query)) if !self.groups.is_empty() => {
+                    self.look_into_groups(routing, query);
+                }
+                _ if self.high == Some(f32::INFINITY) => return,
+                _ => {}
             }
             self.fill_from_scores(routing);
         }
     }
 
-    /// Scores the centroids of the nearest groups that were not looked into yet.
+    /// Scores the centroids of the nearest groups that were not looked into yet. The more buckets
+    /// are asked for, the more groups: one whose centre is far may have a centroid that is near.
     fn look_into_groups(&mut self, routing: &RoutingArena, query: &[f32]) {
         let groups = routing.groups();
         let members = (routing.len() / groups).max(1);
-        let count = groups.isqrt().div_ceil(2) + self.next.saturating_mul(LOOKED_AT) / members;
+        let total = groups.isqrt().div_ceil(2) + self.next.saturating_mul(LOOKED_AT) / members;
+        let count = total.saturating_sub(self.runs.len());
         let order = |a: &(f32, usize), b: &(f32, usize)| a.0.total_cmp(&b.0);
         if count < self.groups.len() {
             self.groups.select_nth_unstable_by(count, order);
         }
-        self.scores.clear();
-        self.runs.clear();
-        self.high = None;
         let metric = routing.identity().metric;
         for (_, nth) in self.groups.drain(..count.min(self.groups.len())) {
             let group = routing.group(nth);
@@ -178,7 +179,7 @@ impl ProbeOrder {
     }
 
     fn fill_from_scores(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
-        let before = self.high;
+        let (before, scored) = (self.high, self.scored);
         let high = select::threshold(&self.scores, self.next, &mut self.scratch);
         let high = if high.is_nan() { f32::INFINITY } else { high };
         // A threshold for more may be less: neither is exact.
@@ -200,12 +201,18 @@ impl ProbeOrder {
         if high < f32::INFINITY {
             let mut low = Vec::new();
             (kernels().up_to)(scores, high, &mut low);
-            let is_new = |at: &usize| before.is_none_or(|before| scores[*at] > before);
+            let is_new =
+                |at: &usize| *at >= scored || before.is_none_or(|before| scores[*at] > before);
             low.into_iter().map(|at| at as usize).filter(is_new).for_each(push);
         } else {
             // What is not a number is up to nothing.
-            let is_left = |score: f32| before.is_none_or(|before| score.is_nan() || score > before);
-            (0..scores.len()).filter(|at| is_left(scores[*at])).for_each(push);
+            let is_left = |score: f32, before: f32| {
+                before < f32::INFINITY && (score.is_nan() || score > before)
+            };
+            let is_new = |at: &usize| {
+                *at >= scored || before.is_none_or(|before| is_left(scores[*at], before))
+            };
+            (0..scores.len()).filter(is_new).for_each(push);
         }
         if let (Some(_), Some((routing, query))) = (&self.signs, routing) {
             let metric = routing.identity().metric;
@@ -219,6 +226,7 @@ impl ProbeOrder {
         }
         batch.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
         self.high = Some(high);
+        self.scored = self.scores.len();
         self.next = self.next.saturating_mul(GROWTH);
     }
 }
