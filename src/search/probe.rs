@@ -145,8 +145,11 @@ impl ProbeOrder {
     fn look_into_groups(&mut self, routing: &RoutingArena, query: &[f32]) {
         let groups = routing.groups();
         let members = (routing.len() / groups).max(1);
-        let total = groups.isqrt().div_ceil(2) + self.next.saturating_mul(LOOKED_AT) / members;
-        let count = total.saturating_sub(self.runs.len());
+        let for_next = self.next.saturating_mul(LOOKED_AT) / members;
+        let total = groups.isqrt().div_ceil(2).saturating_add(for_next);
+        // Where nothing is left of those before, there is no other way to go on.
+        let least = usize::from(self.high == Some(f32::INFINITY));
+        let count = total.saturating_sub(self.runs.len()).max(least);
         let order = |a: &(f32, usize), b: &(f32, usize)| a.0.total_cmp(&b.0);
         if count < self.groups.len() {
             self.groups.select_nth_unstable_by(count, order);
@@ -340,6 +343,28 @@ mod tests {
             same += exact[..30].iter().filter(|bucket| order[..30].contains(bucket)).count();
         }
         same
+    }
+
+    #[test]
+    fn every_bucket_comes_once_however_many_are_wanted() {
+        let mut rng = SmallRng::seed_from_u64(6);
+        for (metric, dim) in [(Metric::L2, 64), (Metric::InnerProduct, 64), (Metric::L1, 5)] {
+            for buckets in [1, 2, 70, 600, 4000] {
+                let centroids = (0..dim * buckets).map(|_| rng.random_range(-1.0..1.0)).collect();
+                let router = Router::new(metric, dim, centroids, vec![0.5; buckets]);
+                let many = Groups::new(router.centroids(), dim, &AtomicBool::new(false)).unwrap();
+                for groups in [Groups::one(router.centroids(), dim), many] {
+                    let routing = RoutingArena::in_memory(1, &router, &groups).unwrap();
+                    let query = vec![0.1; routing.rotation().padded()];
+                    for wanted in [0, 1, 50, 5000, u64::MAX] {
+                        let order = ProbeOrder::routed(&routing, &query, wanted);
+                        let mut order = all(order, Some((&routing, &query)));
+                        order.sort_unstable();
+                        assert!(order.into_iter().eq(0..buckets as u32), "{buckets} {wanted}");
+                    }
+                }
+            }
+        }
     }
 
     #[test]
