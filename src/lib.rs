@@ -5,9 +5,9 @@
 //! | layer | what it knows |
 //! |---|---|
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
-//! | [`quant`] | int8 codes of residuals and the bounds of their error |
-//! | [`cluster`] | k-means and the router over its centroids |
-//! | [`graph`] | an HNSW over f32 vectors in shared memory |
+//! | [`quant`] | rotation, sign codes and int8 codes of residuals, and the bounds of their error |
+//! | [`cluster`] | k-means, the router over its centroids, second buckets, groups of centroids |
+//! | [`graph`] | an HNSW over f32 vectors in shared memory, with int8 codes beside them |
 //! | [`arena`] | mmapped files of codes, derived from pages |
 //! | [`search`] | two-stage search, generic over where rows come from |
 //! | `page` | every buffer, page and WAL record |

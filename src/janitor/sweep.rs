@@ -22,8 +22,8 @@ pub fn arena_place(index: Index, segment: Identity) -> (PathBuf, ArenaName) {
     (directory, name)
 }
 
-/// Removes, next to the relation's file, arenas of segments and routers that `manifest` no longer has, arenas
-/// of relations that are gone, and what interrupted writers left.
+/// Removes, next to the relation's file, arenas of segments and routers that `manifest` no longer
+/// has, arenas of relations that are gone, and what interrupted writers left.
 ///
 /// Unlinking is always safe: whoever has an arena mapped keeps it. The caller holds the job lock,
 /// so none of this index's arenas is in the making.

@@ -3,10 +3,17 @@
 //! The rows are in generations: each is a graph of a run of records. A flush seals the one that
 //! is being added to, and when it has committed, the sealed one goes as a whole.
 
+mod giving;
+#[cfg(feature = "pg_test")]
+mod mishaps;
+
+pub use giving::give_slot;
+
 use super::area::{area, Area, Locked, Mode, CHUNK_WORDS};
 use crate::graph::{Graph, Header, Region, Shape};
 use crate::metric::Metric;
 use crate::page::{Index, LogStart, Tid, View};
+use giving::evict;
 use pgrx::pg_sys;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -529,55 +536,6 @@ impl Generation {
     }
 }
 
-/// Gives the index whose view this is an empty slot, unless it has one or none can be had.
-pub fn give_slot(index: Index, view: &View) -> bool {
-    let Some(area) = area().filter(|_| is_eligible(index)) else { return false };
-    let key = Key::new(index, view.log_id());
-    let pool = area.pool_lock().acquire(Mode::Exclusive);
-    let its = |slot: &Slot| slot.state() != EMPTY && slot.file() == key.file;
-    let is_empty = |slot: &Slot| slot.state() == EMPTY;
-    let slots = area.slots();
-    let number = slots.iter().position(its).or_else(|| slots.iter().position(is_empty));
-    let number = match number {
-        Some(number) => Some(number),
-        None => evict(area, None).then(|| slots.iter().position(is_empty)).flatten(),
-    };
-    let Some(number) = number else { return false };
-    // An index's own slot may be in use: by readers, for a short time.
-    let held = Held::lock(area, number, Mode::Exclusive);
-    let slot = held.slot();
-    let outdated = slot.key() != key
-        || slot.state() != READY
-        || slot.kills() != view.log_kills()
-        || slot.first_seq() > view.log_head_seq();
-    if outdated {
-        held.reset(key, view);
-        slot.touch();
-    }
-    drop(held);
-    drop(pool);
-    true
-}
-
-/// Empties the slot that was used least recently, if it has been idle for long enough.
-fn evict(area: &'static Area, spared: Option<usize>) -> bool {
-    let now = now();
-    let mut victims: Vec<usize> = (0..area.slots().len())
-        .filter(|nth| {
-            let slot = &area.slots()[*nth];
-            let of_use = spared.is_none() || slot.has_chunks();
-            Some(*nth) != spared && slot.state() != EMPTY && slot.is_idle(now) && of_use
-        })
-        .collect();
-    victims.sort_by_key(|nth| area.slots()[*nth].used.load(Ordering::Relaxed));
-    victims.into_iter().any(|number| {
-        // Its users may be waiting for us.
-        let Some(lock) = area.slot_lock(number).try_acquire(Mode::Exclusive) else { return false };
-        Held { area, number, mode: Mode::Exclusive, _lock: lock }.vacate();
-        true
-    })
-}
-
 /// Whether the index's rows may be shared: a temporary relation is its session's own.
 fn is_eligible(index: Index) -> bool {
     // SAFETY: the relation is open.
@@ -598,33 +556,4 @@ pub fn label(tid: Tid) -> u64 {
 /// The TID a label stands for.
 pub fn tid(label: u64) -> Tid {
     Tid::new(label as u32, (label >> 32) as u16)
-}
-
-/// Mishaps, for tests.
-#[cfg(feature = "pg_test")]
-impl Held {
-    /// Leaves the slot as an error in the middle of a change does.
-    pub fn leave_changing(&self) {
-        self.slot().state.store(CHANGING, Ordering::SeqCst);
-    }
-
-    /// Makes all links of the active generation lead nowhere.
-    pub fn scribble_links(&self) {
-        let number = self.slot().active();
-        let (Some((generation, graph)), Some(shape)) = (self.graph(number), self.slot().shape())
-        else {
-            return;
-        };
-        let table = self.area.table(self.number, number);
-        let chunks = generation.chunks.load(Ordering::Relaxed) as usize;
-        let vectors = shape.rows_per_chunk() as usize * self.slot().dims() as usize;
-        for nth in table.iter().take(chunks) {
-            let words = self.area.chunk(nth.load(Ordering::Relaxed)).unwrap_or_default();
-            let links = shape.rows_per_chunk() as usize * 32;
-            for word in words.iter().skip(vectors).take(links) {
-                word.store(u32::MAX - 1, Ordering::Relaxed);
-            }
-        }
-        assert!(graph.linked() > 0);
-    }
 }
