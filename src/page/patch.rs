@@ -55,10 +55,9 @@ impl Patch {
     /// Applies the patch to the page and writes its WAL record.
     pub fn commit(mut self, index: Index, page: &Locked) {
         let is_logged = needs_wal(index);
-        // SAFETY: the page is pinned and locked for writing by the caller's guard, and `put`
-        // keeps within it. Nothing in the critical section panics: an error in it, which only the
-        // WAL functions can raise, stops the server as it must. The data lives until the record
-        // is inserted.
+        // SAFETY: the caller's guard has the page pinned and locked for writing, `put` keeps within
+        // it, and the data lives until the record is inserted. Only the WAL functions can fail in
+        // the critical section, which stops the server as it must.
         unsafe {
             let bytes = pg_sys::BufferGetBlock(page.buffer()).cast::<u8>();
             if is_logged {
