@@ -34,18 +34,21 @@ pub struct EncodedBucket {
 struct Encoder<'r> {
     metric: Metric,
     rotation: &'r Rotation,
+    middle: &'r [f32],
     rotated: Vec<f32>,
     residual: Vec<f64>,
     unused: Vec<i8>,
 }
 
 impl<'r> Encoder<'r> {
-    /// An encoder of rows under the rotation of their index.
-    fn new(metric: Metric, rotation: &'r Rotation) -> Encoder<'r> {
+    /// An encoder of rows for buckets of this routing arena.
+    fn new(metric: Metric, routing: &'r RoutingArena) -> Encoder<'r> {
+        let rotation = routing.rotation();
         let stride = quant::stride(rotation.padded());
         Encoder {
             metric,
             rotation,
+            middle: routing.middle(),
             rotated: vec![0.0; rotation.padded()],
             residual: Vec::new(),
             unused: vec![0; stride],
@@ -87,7 +90,7 @@ impl<'r> Encoder<'r> {
                 codes,
             ));
             if padded > 0 {
-                out.push_signs(metric, &self.residual, centroid, place);
+                out.push_signs(metric, &self.residual, centroid, self.middle, place);
                 place += 1;
             }
         }
@@ -96,7 +99,7 @@ impl<'r> Encoder<'r> {
                 self.rotation.rotate(row, &mut self.rotated);
                 let (residual, unused) = (&mut self.residual, &mut self.unused);
                 quant::encode(metric, &self.rotated, centroid, rounding, residual, unused);
-                out.push_signs(metric, &self.residual, centroid, place);
+                out.push_signs(metric, &self.residual, centroid, self.middle, place);
                 out.spilled.push(spilled);
                 place += 1;
             }
@@ -128,7 +131,7 @@ pub fn encode_run(
         .into_par_iter()
         .zip(starts)
         .map_init(
-            || Encoder::new(metric, routing.rotation()),
+            || Encoder::new(metric, routing),
             |encoder, (entry, (row, spilled))| {
                 let shape = plan.shapes()[entry];
                 let rows = (row..row + shape.rows as usize).map(vector);
@@ -141,10 +144,17 @@ pub fn encode_run(
 }
 
 impl EncodedBucket {
-    fn push_signs(&mut self, metric: Metric, residual: &[f64], centroid: &[f32], place: usize) {
+    fn push_signs(
+        &mut self,
+        metric: Metric,
+        residual: &[f64],
+        centroid: &[f32],
+        middle: &[f32],
+        place: usize,
+    ) {
         let bytes = sign::block_bytes(residual.len());
         let block = &mut self.signs[place / SIGN_BLOCK * bytes..][..bytes];
-        let factors = sign::encode(metric, residual, centroid, block, place % SIGN_BLOCK);
+        let factors = sign::encode(metric, residual, centroid, middle, block, place % SIGN_BLOCK);
         let parts = [factors.add, factors.scale, factors.error];
         self.columns.iter_mut().zip(parts).for_each(|(column, part)| column[place] = part);
     }

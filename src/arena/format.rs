@@ -14,7 +14,7 @@ compile_error!("arenas are used in place and are little-endian");
 
 pub(super) const MAGIC: [u8; 8] = *b"driftseg";
 pub(super) const FOOTER_MAGIC: [u8; 8] = *b"gestfird";
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// Every part begins at a multiple of this: a cache line, and the widest register.
 pub(super) const ALIGN: u64 = 64;
 /// Where the table begins.

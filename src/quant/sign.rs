@@ -20,6 +20,16 @@
 //! | cosine, on vectors of length one | \|q - c\|^2 / 2 | \|r\|^2 / 2 | -<q - c, r> |
 //! | inner product | -<q, c> | -<c, r> | -<q - c, r> |
 //!
+//! With m any vector, the middle of all centroids for one, the sum is split:
+//!
+//! ```text
+//! sum(sign(r_i) * (q_i - c_i))  =  sum(sign(r_i) * (q_i - m_i)) - sum(sign(r_i) * (c_i - m_i))
+//! ```
+//!
+//! The second part is the row's own and goes into [`SignFactors::add`]; the first one takes the
+//! same tables in every bucket. The farther the query is from m, the coarser are their steps, for
+//! which [`Query::for_bucket`] makes up.
+//!
 //! Inner products order rows alike whatever the query's length, so the query is brought to the
 //! length of a typical centroid first, which keeps q - c short.
 
@@ -39,6 +49,9 @@ pub fn are_used(metric: Metric, dim: usize) -> bool {
 pub const fn block_bytes(padded: usize) -> usize {
     sign_block_bytes(padded / SIGN_GROUP)
 }
+
+/// The share of a random direction's square that its signs miss: 1 - 2 / pi.
+const MISSED: f32 = 1.0 - std::f32::consts::FRAC_2_PI;
 
 /// What is kept of a row beside its signs; see [`SignTerms`].
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -61,7 +74,7 @@ impl SignFactors {
 /// Writes the signs of a residual to place `place` of its block, which held zeroes there.
 ///
 /// `residual` is what [`encode`](super::encode) left in its scratch: of a rotated row, under
-/// [`Metric::Cosine`] brought to length one.
+/// [`Metric::Cosine`] brought to length one. `middle` is what queries will be given.
 ///
 /// # Panics
 /// When the block has another length than [`block_bytes`], or `place` is not in it.
@@ -69,15 +82,18 @@ pub fn encode(
     metric: Metric,
     residual: &[f64],
     centroid: &[f32],
+    middle: &[f32],
     block: &mut [u8],
     place: usize,
 ) -> SignFactors {
     assert!(block.len() == block_bytes(residual.len()) && place < SIGN_BLOCK, "place in a block");
-    let (mut squares, mut absolutes, mut product) = (0.0f64, 0.0f64, 0.0f64);
-    for (&r, &c) in residual.iter().zip(centroid) {
+    let (mut squares, mut absolutes, mut product, mut signed) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    for ((&r, &c), &m) in residual.iter().zip(centroid).zip(middle) {
         squares += r * r;
         absolutes += r.abs();
         product += r * f64::from(c);
+        let shift = f64::from(c) - f64::from(m);
+        signed += if r > 0.0 { shift } else { -shift };
     }
     let (row, half) = (place % 16, place / 16 * SIGN_GROUP);
     for (codes, group) in block.as_chunks_mut::<16>().0.iter_mut().zip(residual.chunks(SIGN_GROUP))
@@ -96,9 +112,10 @@ pub fn encode(
         Metric::Cosine => (squares / 2.0, 1.0),
         Metric::InnerProduct => (-product, 1.0),
     };
+    let scale = -factor * squares / absolutes;
     let factors = SignFactors {
-        add: add as f32,
-        scale: (-factor * squares / absolutes) as f32,
+        add: (add - scale * signed) as f32,
+        scale: scale as f32,
         error: (factor * deviation) as f32,
     };
     let known = [factors.add, factors.scale, factors.error].iter().all(|x| x.is_finite());
@@ -117,14 +134,21 @@ pub struct Query {
     values: Vec<f32>,
     /// Factor that undoes a change of length in the ranks.
     weight: f32,
-    shifted: Vec<f32>,
+    /// Of `values` less the middle.
     tables: Vec<u8>,
+    step: f32,
+    /// What the product with a row's signs is when all entries are zero.
+    shift: f32,
+    /// Square of a distance between query and centroid at which sign codes are off by as much as
+    /// the tables are.
+    coarseness: f32,
 }
 
 impl Query {
     /// Prepares a rotated query, which under [`Metric::Cosine`] has length one. `typical` is the
-    /// length of a typical centroid; it only matters under [`Metric::InnerProduct`].
-    pub fn new(metric: Metric, rotated: &[f32], typical: f32) -> Query {
+    /// length of a typical centroid; it only matters under [`Metric::InnerProduct`]. `middle` is
+    /// that of the codes.
+    pub fn new(metric: Metric, rotated: &[f32], typical: f32, middle: &[f32]) -> Query {
         let mut values = rotated.to_vec();
         let mut weight = 1.0;
         if metric == Metric::InnerProduct {
@@ -134,31 +158,40 @@ impl Query {
                 weight = 1.0 / stretch;
             }
         }
-        let tables = vec![0; rotated.len() / SIGN_GROUP * 16];
-        Query { metric, values, weight, shifted: vec![0.0; rotated.len()], tables }
+        let shifted: Vec<f32> = values.iter().zip(middle).map(|(x, m)| x - m).collect();
+        let mut tables = vec![0; rotated.len() / SIGN_GROUP * 16];
+        let scale = (kernels().sign_tables)(&shifted, &mut tables);
+        let step = 2.0 * scale.step;
+        // Each of D / 4 entries is off by up to half a step, so the sum has a variance of
+        // D / 48 step^2; that of a row's code is (1 - a^2) |q - c|^2 in the same unit, and a^2 is
+        // close to 2 / pi.
+        let coarseness = step * step * rotated.len() as f32 / (48.0 * MISSED);
+        Query {
+            metric,
+            values,
+            weight,
+            tables,
+            step,
+            shift: 2.0 * scale.least - shifted.iter().sum::<f32>(),
+            coarseness,
+        }
     }
 
     /// Prepares the query for the rows of the bucket with this rotated centroid; a bound will be
     /// `deviations` standard deviations below the estimate. None when nothing can be said.
-    pub fn for_bucket(&mut self, centroid: &[f32], deviations: f32) -> Option<SignTerms> {
-        let mut sum = 0.0;
-        for ((shifted, x), c) in self.shifted.iter_mut().zip(&self.values).zip(centroid) {
-            *shifted = x - c;
-        }
-        self.shifted.iter().for_each(|x| sum += x);
-        let square = (kernels().inner_product)(&self.shifted, &self.shifted);
+    pub fn for_bucket(&self, centroid: &[f32], deviations: f32) -> Option<SignTerms> {
+        let square = (kernels().l2_squared)(&self.values, centroid);
         let base = match self.metric {
             Metric::L2 | Metric::L1 => square,
             Metric::Cosine => square / 2.0,
             Metric::InnerProduct => -(kernels().inner_product)(&self.values, centroid),
         };
-        let scale = (kernels().sign_tables)(&self.shifted, &mut self.tables);
         let terms = SignTerms {
             base: base * self.weight,
             weight: self.weight,
-            step: 2.0 * scale.step,
-            shift: 2.0 * scale.least - sum,
-            reach: deviations * square.sqrt(),
+            step: self.step,
+            shift: self.shift,
+            reach: deviations * (square + self.coarseness).sqrt(),
         };
         let parts = [terms.base, terms.weight, terms.step, terms.shift, terms.reach];
         parts.iter().all(|x| x.is_finite()).then_some(terms)
@@ -182,6 +215,17 @@ mod tests {
 
     /// Ranks and bounds of 320 random rows about a centroid far from the origin.
     fn trial(metric: Metric, dim: usize, deviations: f32, length: f32) -> Vec<(f64, f32)> {
+        trial_about(metric, dim, deviations, length, 0.5)
+    }
+
+    /// The same; the middle is so much of the centroid.
+    fn trial_about(
+        metric: Metric,
+        dim: usize,
+        deviations: f32,
+        length: f32,
+        middle: f32,
+    ) -> Vec<(f64, f32)> {
         let mut rng = SmallRng::seed_from_u64(dim as u64);
         let rotation = Rotation::new(metric, dim);
         let centre: Vec<f32> = (0..dim).map(|_| rng.random_range(-2.0..2.0)).collect();
@@ -205,6 +249,7 @@ mod tests {
         };
         let centroid = turn(&unit_centre);
         let typical = (kernels().inner_product)(&centroid, &centroid).sqrt();
+        let middle: Vec<f32> = centroid.iter().map(|c| c * middle).collect();
         let bytes = block_bytes(rotation.padded());
         let mut codes = vec![0; rows.len() / SIGN_BLOCK * bytes];
         let (mut scratch, mut int8) = (Vec::new(), vec![0; rotation.padded()]);
@@ -214,12 +259,12 @@ mod tests {
             .map(|(nth, row)| {
                 quant::encode(metric, &turn(row), &centroid, 0.0, &mut scratch, &mut int8);
                 let block = &mut codes[nth / SIGN_BLOCK * bytes..][..bytes];
-                encode(metric, &scratch, &centroid, block, nth % SIGN_BLOCK)
+                encode(metric, &scratch, &centroid, &middle, block, nth % SIGN_BLOCK)
             })
             .collect();
         let column = |part: fn(&SignFactors) -> f32| factors.iter().map(part).collect::<Vec<_>>();
         let (add, scale, error) = (column(|f| f.add), column(|f| f.scale), column(|f| f.error));
-        let mut prepared = Query::new(metric, &turn(&routed), typical);
+        let prepared = Query::new(metric, &turn(&routed), typical, &middle);
         let terms = prepared.for_bucket(&centroid, deviations).unwrap();
         let mut out = vec![f32::NAN; rows.len()];
         let columns = SignRows { add: &add, scale: &scale, error: &error };
@@ -280,21 +325,34 @@ mod tests {
     }
 
     #[test]
+    fn bounds_hold_however_far_the_middle_is() {
+        for (metric, dim) in [(Metric::L2, 128), (Metric::Cosine, 384), (Metric::L2, 1100)] {
+            for middle in [1.0, 0.0, -20.0, -400.0] {
+                let bounds = trial_about(metric, dim, 3.0, 1.0, middle);
+                let above = bounds.iter().filter(|(rank, got)| f64::from(*got) > *rank).count();
+                assert!(above * 50 <= bounds.len(), "{metric:?} {dim} {middle}: {above} too high");
+                let infinite = bounds.iter().any(|(_, bound)| !bound.is_finite());
+                assert!(!infinite, "{metric:?} {dim} {middle}");
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_known_is_below_every_rank() {
         let mut block = vec![0; block_bytes(64)];
         let residual = vec![f64::INFINITY; 64];
-        let factors = encode(Metric::L2, &residual, &[0.0; 64], &mut block, 3);
+        let factors = encode(Metric::L2, &residual, &[0.0; 64], &[0.0; 64], &mut block, 3);
         assert_eq!(factors, SignFactors::UNKNOWN);
-        let mut query = Query::new(Metric::L2, &[f32::NAN; 64], 1.0);
+        let query = Query::new(Metric::L2, &[f32::NAN; 64], 1.0, &[0.0; 64]);
         assert_eq!(query.for_bucket(&[0.0; 64], 1.0), None);
-        let mut query = Query::new(Metric::InnerProduct, &[0.0; 64], 1.0);
+        let query = Query::new(Metric::InnerProduct, &[0.0; 64], 1.0, &[0.0; 64]);
         assert!(query.for_bucket(&[1.0; 64], 1.0).is_some());
     }
 
     #[test]
     fn a_row_at_its_centroid_has_an_exact_bound() {
         let mut block = vec![0; block_bytes(64)];
-        let factors = encode(Metric::L2, &[0.0; 64], &[0.0; 64], &mut block, 31);
+        let factors = encode(Metric::L2, &[0.0; 64], &[0.0; 64], &[1.0; 64], &mut block, 31);
         assert_eq!(factors, SignFactors { add: 0.0, scale: 0.0, error: 0.0 });
     }
 }

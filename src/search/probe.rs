@@ -105,7 +105,9 @@ impl ProbeOrder {
         let next = if estimates { wanted.saturating_mul(OVERSAMPLED) } else { wanted };
         ProbeOrder {
             groups,
-            signs: estimates.then(|| sign::Query::new(routed_by(metric), query, routing.typical())),
+            signs: estimates.then(|| {
+                sign::Query::new(routed_by(metric), query, routing.typical(), routing.middle())
+            }),
             reach,
             runs: Vec::new(),
             next: next.max(FIRST),
@@ -161,7 +163,7 @@ impl ProbeOrder {
             self.runs.push((start, group.places.start));
             self.scores.resize(start + group.places.len(), f32::INFINITY);
             let scores = &mut self.scores[start..];
-            let signs = self.signs.as_mut().zip(routing.signs(&group));
+            let signs = self.signs.as_ref().zip(routing.signs(&group));
             let estimated = signs.is_some_and(|(signs, (codes, rows))| {
                 let terms = signs.for_bucket(group.centre, 0.0);
                 terms.is_some_and(|terms| {

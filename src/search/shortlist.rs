@@ -113,7 +113,7 @@ impl Shortlist {
     ) -> Shortlist {
         let metric = routing.identity().metric;
         Shortlist {
-            query: sign::Query::new(metric, rotated, routing.typical()),
+            query: sign::Query::new(metric, rotated, routing.typical(), routing.middle()),
             expected: expected.max(1),
             horizon: f32::INFINITY,
             is_new: false,

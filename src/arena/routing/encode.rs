@@ -28,6 +28,7 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
     let rotation = Rotation::new(router.metric(), router.dim());
     let centroids = rotate_all(&rotation, router.centroids(), router.dim(), padded);
     let centres = rotate_all(&rotation, groups.centres(), router.dim(), padded);
+    let middle = middle(&centroids, padded);
 
     let (mut first_places, mut numbers) = (vec![0u32], Vec::new());
     for (_, members) in groups.iter() {
@@ -64,7 +65,8 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
                 components.map(|(c, m)| f64::from(*c) - f64::from(*m)).collect();
             let block = &mut codes[place / SIGN_BLOCK * block_bytes..][..block_bytes];
             let metric = routed_by(router.metric());
-            let factors = sign::encode(metric, &residual, centre, block, place % SIGN_BLOCK);
+            let factors =
+                sign::encode(metric, &residual, centre, &middle, block, place % SIGN_BLOCK);
             let values = [factors.add, factors.scale, factors.error];
             columns.iter_mut().zip(values).for_each(|(column, x)| column[place] = x);
         }
@@ -76,6 +78,7 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
         .collect();
 
     let mut bytes = vec![0u8; parts.length];
+    put(&mut bytes, &parts.middle, &middle);
     put(&mut bytes, &parts.centres, &centres);
     put(&mut bytes, &parts.spreads, &spreads);
     put(&mut bytes, &parts.first_places, &first_places);
@@ -115,6 +118,16 @@ fn rotate_all(rotation: &Rotation, vectors: &[f32], dim: usize, padded: usize) -
         rotation.rotate(vector, rotated);
     }
     all
+}
+
+/// The mean of rotated vectors.
+fn middle(vectors: &[f32], padded: usize) -> Vec<f32> {
+    let mut sums = vec![0.0f64; padded];
+    for vector in vectors.chunks_exact(padded) {
+        sums.iter_mut().zip(vector).for_each(|(sum, x)| *sum += f64::from(*x));
+    }
+    let count = (vectors.len() / padded).max(1) as f64;
+    sums.into_iter().map(|sum| (sum / count) as f32).collect()
 }
 
 /// The root mean square length of vectors.

@@ -4,7 +4,8 @@
 //!      0  header, 128 bytes: magic, version, CRC32 of itself, router,
 //!         dimensions, padded dimensions, buckets, metric, length,
 //!         CRC32 of all below, groups, places
-//!    128  rotated centres of the groups, 4 bytes a padded component
+//!    128  middle of the rotated centroids, 4 bytes a padded component
+//!      *  rotated centres of the groups, 4 bytes a padded component
 //!      *  spreads of the groups, 4 bytes each
 //!      *  first place of each group, 4 bytes, and the number of places
 //!      *  number of the centroid at each place, 4 bytes, or !0 for none
@@ -33,7 +34,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 
 pub const MAGIC: [u8; 8] = *b"driftrtr";
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 const ALIGN: usize = 64;
 const MAX_BYTES: usize = isize::MAX as usize / 2;
 
@@ -112,6 +113,7 @@ pub fn padded(identity: &RoutingIdentity) -> usize {
 /// Where the parts are, in bytes from the begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
+    pub middle: Range<usize>,
     pub centres: Range<usize>,
     pub spreads: Range<usize>,
     pub first_places: Range<usize>,
@@ -145,6 +147,7 @@ impl Parts {
         const NUMBER: usize = size_of::<u32>();
         let of_signs = if signs > 0 { places } else { 0 };
         let parts = Parts {
+            middle: part(padded, NUMBER)?,
             centres: part(groups, padded.checked_mul(NUMBER)?)?,
             spreads: part(groups, NUMBER)?,
             first_places: part(groups.checked_add(1)?, NUMBER)?,

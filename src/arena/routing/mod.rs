@@ -198,6 +198,11 @@ impl RoutingArena {
         self.typical
     }
 
+    /// The mean of all rotated centroids, which sign codes are told.
+    pub fn middle(&self) -> &[f32] {
+        self.floats(&self.parts.middle)
+    }
+
     /// How many groups the centroids are in.
     pub fn groups(&self) -> usize {
         self.groups
