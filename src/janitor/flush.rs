@@ -7,7 +7,7 @@ use super::progress::Progress;
 use super::rows::RowStore;
 use super::segment_builder::{SegmentBuilder, UNASSIGNED};
 use super::sweep::sweep;
-use super::tiers::due;
+use super::tiers::{due, untidy};
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
@@ -49,8 +49,10 @@ impl fmt::Display for Flushed {
     }
 }
 
-/// Rows grow so many times over before the router is trained anew on all of them.
-const RETRAIN_GROWTH: u64 = 4;
+/// Rows grow so many times over before the router is trained anew on all of them, by a flush or
+/// when nobody writes.
+const RETRAIN_GROWTH: f64 = 4.0;
+const IDLE_GROWTH: f64 = 1.4;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
 /// Pages kept aside for a log, between these bounds as many as it had.
@@ -89,10 +91,65 @@ pub fn build(index: Index, mut store: RowStore) -> Read<()> {
 /// # Errors
 /// What reading pages gave.
 pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
-    try_flush(index, job).map_err(Fault::under_lock)
+    try_flush(index, job, Zeal::Flush).map_err(Fault::under_lock)
 }
 
-fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
+/// Merges segments, and trains the router anew, that a flush leaves as they are because there will
+/// be more rows; the log's rows go along. Does nothing where there is no need.
+///
+/// # Errors
+/// What reading pages gave.
+pub fn tidy(index: Index, job: &JobLock) -> Read<Flushed> {
+    try_flush(index, job, Zeal::Tidy).map_err(Fault::under_lock)
+}
+
+/// What a job is out for.
+#[derive(Clone, Copy, PartialEq)]
+enum Zeal {
+    /// To write few rows.
+    Flush,
+    /// To leave searches little to do.
+    Tidy,
+}
+
+/// What is to be done to the segments.
+struct Due {
+    retrain: bool,
+    merged: Vec<bool>,
+}
+
+impl Due {
+    /// With so many rows from the log.
+    fn of(manifest: &Manifest, fresh: u64, zeal: Zeal) -> Due {
+        let sizes: Vec<(u64, u64)> = manifest.segments.iter().map(|s| (s.rows, s.live)).collect();
+        let total = manifest.live_rows() + fresh;
+        let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
+        let growth = total as f64 / trained_rows as f64;
+        let retrain = match zeal {
+            Zeal::Flush => fresh > 0 && growth >= RETRAIN_GROWTH,
+            Zeal::Tidy => total > 0 && growth >= IDLE_GROWTH,
+        };
+        let merged = match zeal {
+            _ if retrain => vec![true; sizes.len()],
+            Zeal::Flush => due(&sizes, fresh),
+            Zeal::Tidy => untidy(&sizes),
+        };
+        Due { retrain, merged }
+    }
+
+    fn is_none(&self) -> bool {
+        !self.retrain && !self.merged.contains(&true)
+    }
+}
+
+fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
+    if zeal == Zeal::Tidy {
+        let view = View::take(index)?;
+        let (manifest, _) = Manifest::read(index, view.manifest())?;
+        if Due::of(&manifest, 0, zeal).is_none() {
+            return Ok(Flushed::default());
+        }
+    }
     background::flush_begins(index);
     let (view, blocks) = View::take_with_blocks(index)?;
     let (manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
@@ -110,11 +167,7 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
     let mut flushed = Flushed { rows: store.len() as u64, ..Flushed::default() };
     let from_log = end.seq - view.log_head_seq();
 
-    let total = manifest.live_rows() + flushed.rows;
-    let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
-    let retrain = flushed.rows > 0 && total >= trained_rows.saturating_mul(RETRAIN_GROWTH);
-    let sizes: Vec<(u64, u64)> = manifest.segments.iter().map(|s| (s.rows, s.live)).collect();
-    let merged = if retrain { vec![true; sizes.len()] } else { due(&sizes, flushed.rows) };
+    let Due { retrain, merged } = Due::of(&manifest, flushed.rows, zeal);
     if from_log == 0 && !merged.contains(&true) {
         return Ok(flushed);
     }
@@ -166,7 +219,11 @@ fn try_flush(index: Index, job: &JobLock) -> Read<Flushed> {
     flushed.segments = kept.len();
     flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
+    let is_untidy = !Due::of(&manifest, 0, Zeal::Tidy).is_none();
     commit(index, job, manifest, Some(end), space)?;
+    if is_untidy {
+        background::tidy_later(index);
+    }
     Ok(flushed)
 }
 

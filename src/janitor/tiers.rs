@@ -23,6 +23,31 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
     merged
 }
 
+/// A segment this many times as large as all smaller ones together is left alone even when nobody
+/// writes.
+const TOO_LARGE: u64 = 8;
+
+/// Which segments are to be written anew as one, now that there are no fresh rows: as many as pay,
+/// for each search looks into all.
+pub fn untidy(segments: &[(u64, u64)]) -> Vec<bool> {
+    let mut by_size: Vec<usize> = (0..segments.len()).collect();
+    by_size.sort_by_key(|nth| segments[*nth].1);
+    let (mut smaller, mut count) = (0, 0);
+    for (place, nth) in by_size.iter().enumerate() {
+        let live = segments[*nth].1;
+        if place > 0 && live <= smaller * TOO_LARGE {
+            count = place + 1;
+        }
+        smaller += live;
+    }
+    let mut merged = vec![false; segments.len()];
+    by_size[..count].iter().for_each(|nth| merged[*nth] = true);
+    for (merged, (rows, live)) in merged.iter_mut().zip(segments) {
+        *merged |= (*live as f64) < *rows as f64 * LEAST_ALIVE;
+    }
+    merged
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +114,32 @@ mod tests {
                     println!("{case}");
                 }
             }
+        }
+    }
+
+    #[test]
+    fn what_is_put_in_order_is_in_order_then() {
+        assert!(untidy(&[]).is_empty());
+        assert_eq!(untidy(&[(5, 5)]), [false]);
+        assert_eq!(untidy(&[(900, 900), (10, 10), (5, 5)]), [false, true, true]);
+        assert_eq!(untidy(&[(900, 900), (100, 100), (13, 13)]), [true, true, true]);
+        assert_eq!(untidy(&[(900, 900), (15, 15)]), [false, false]);
+        assert_eq!(untidy(&[(900, 300), (15, 15)]), [true, false]);
+        assert_eq!(untidy(&[(0, 0), (0, 0)]), [true, true]);
+        let mut simulation = Simulation::default();
+        simulation.segments.push((1_000_000, 1_000_000));
+        for _ in 0..200 {
+            simulation.flush(4000);
+            let merged = untidy(&simulation.segments);
+            let of = |wanted| {
+                let all = simulation.segments.iter().zip(&merged);
+                all.filter(move |(_, merged)| **merged == wanted).map(|(segment, _)| *segment)
+            };
+            let mut tidied: Vec<(u64, u64)> = of(false).collect();
+            let rows = of(true).map(|(_, live)| live).sum();
+            tidied.extend(Some((rows, rows)).filter(|_| merged.contains(&true)));
+            assert!(tidied.len() <= 2, "{tidied:?}");
+            assert!(!untidy(&tidied).contains(&true), "{tidied:?}");
         }
     }
 

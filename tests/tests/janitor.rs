@@ -121,6 +121,31 @@ fn logs_are_flushed_without_vacuum_and_workers_leave() -> Result<()> {
 }
 
 #[test]
+fn an_index_left_alone_is_put_in_order() -> Result<()> {
+    let cluster = preloaded().start()?;
+    let mut client = cluster.connect()?;
+    table(&mut client, 8)?;
+    for round in 0..20 {
+        insert(&mut client, 8, round * 1000 + 1, round * 1000 + 1000)?;
+    }
+    let begun = Instant::now();
+    let merged = || cluster.log().contains("automatic merge of index \"postgres.public.t_e\": ");
+    while !merged() {
+        ensure!(begun.elapsed() < PATIENCE, "never merged: {}", cluster.log());
+        sleep(PAUSE);
+    }
+    wait_until(&mut client, &format!("{WORKERS} = 0"))?;
+    let info = client.query_one("SELECT segments, rows FROM drift_index_info('t_e')", &[])?;
+    let (segments, rows): (i32, i64) = (info.get(0), info.get(1));
+    ensure!((1..=2).contains(&segments) && rows >= 18_000, "{segments} segments, {rows} rows");
+    let log = cluster.log();
+    let trained = log.lines().filter(|line| line.contains("(trained anew)"));
+    ensure!(trained.count() >= 2, "trained on the first rows only: {log}");
+    check(&mut client)?;
+    require_quiet_log(&log)
+}
+
+#[test]
 fn statements_that_want_the_database_for_themselves_get_it() -> Result<()> {
     let cluster = preloaded().start()?;
     let mut other = cluster.connect()?;

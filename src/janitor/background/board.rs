@@ -16,6 +16,8 @@ const BARS: usize = 32;
 pub const FLUSH: u32 = 1;
 /// An arena is missing.
 pub const ARENAS: u32 = 2;
+/// The segments are to be put in order, now that nobody writes; a flush goes with it.
+pub const TIDY: u32 = 4;
 
 const SECOND: i64 = 1_000_000;
 /// Failures in a row after which nobody is to rely on the janitor for an index.
@@ -24,6 +26,10 @@ const HOPELESS: u32 = 3;
 const LOST: u32 = 6;
 /// The longest pause after a failure.
 const LONGEST_PAUSE: i64 = 300 * SECOND;
+/// How long after a flush an index is taken for one that nobody writes to, and the longest such
+/// time after others were cut short.
+const QUIET: i64 = 3 * SECOND;
+const LONGEST_QUIET: i64 = 3600 * SECOND;
 /// How long a worker may take from its registration to its first step.
 const START_LIMIT: i64 = 60 * SECOND;
 
@@ -33,15 +39,20 @@ const START_LIMIT: i64 = 60 * SECOND;
 struct Entry {
     database: u32,
     relation: u32,
-    /// [`FLUSH`], [`ARENAS`].
+    /// [`FLUSH`], [`ARENAS`], or a [`TIDY`] that has failed.
     wanted: u32,
     /// What a worker is at.
     taken: u32,
     failures: u32,
     /// 1 + the seat of that worker.
     seat: u32,
+    /// How often in a row putting in order was cut short.
+    cut_short: u32,
+    unused: u32,
     /// Nobody tries before.
     not_before: i64,
+    /// When the segments are to be put in order, if no flush comes before; 0 if they are.
+    tidy_at: i64,
     /// WAL position of the oldest row that is in the log and not announced for a flush; 0 if none.
     since: u64,
 }
@@ -124,7 +135,7 @@ pub enum Next {
     Job {
         /// `pg_class.oid`.
         relation: u32,
-        /// [`FLUSH`], [`ARENAS`], or both.
+        /// Any of [`FLUSH`], [`ARENAS`] and [`TIDY`].
         work: u32,
     },
     /// Leave the database.
@@ -174,6 +185,19 @@ impl Board {
             entry.wanted &= !FLUSH;
             entry.forget_if_idle();
         }
+    }
+
+    /// The segments of an index may be put in order once it has been left alone for a while.
+    pub fn tidy_later(&mut self, key: Key, now: i64) {
+        self.announce(key, 0, 0);
+        if let Some(entry) = self.entry(key) {
+            entry.tidy_at = now.saturating_add(entry.quiet());
+        }
+    }
+
+    /// Whether somebody waits for a flush of this index.
+    pub fn is_flush_wanted(&mut self, key: Key) -> bool {
+        self.entry(key).is_some_and(|entry| entry.wanted & FLUSH != 0)
     }
 
     /// A database that has work of these kinds and needs a worker, which gets a seat.
@@ -238,8 +262,12 @@ impl Board {
         let Some(entry) = self.entries.iter_mut().filter(due).min_by_key(|e| e.not_before) else {
             return Next::Leave;
         };
-        entry.taken = entry.wanted & kinds;
-        entry.wanted &= !kinds;
+        entry.taken = entry.work(now) & kinds;
+        entry.wanted &= !entry.taken;
+        if entry.taken & TIDY != 0 {
+            entry.taken |= FLUSH;
+            entry.tidy_at = 0;
+        }
         entry.seat = ticket.seat as u32 + 1;
         entry.not_before = now;
         Next::Job { relation: entry.relation, work: entry.taken }
@@ -254,6 +282,9 @@ impl Board {
     /// The job is done, or its relation is gone.
     pub fn done(&mut self, ticket: Ticket) {
         if let Some(entry) = self.job(ticket) {
+            if entry.taken & TIDY != 0 {
+                entry.cut_short = 0;
+            }
             (entry.taken, entry.seat, entry.failures) = (0, 0, 0);
             entry.forget_if_idle();
         }
@@ -261,9 +292,16 @@ impl Board {
 
     /// The job could not be done now, for no fault of its own: it is tried again after `pause`.
     pub fn postpone(&mut self, ticket: Ticket, now: i64, pause: i64) {
-        if let Some(entry) = self.job(ticket) {
+        let Some(entry) = self.job(ticket) else { return };
+        if entry.taken & TIDY == 0 {
             entry.give_back(now.saturating_add(pause));
+            return;
         }
+        // The flush that goes with it may have begun, and others count on that.
+        entry.taken &= !TIDY;
+        entry.give_back(now);
+        entry.cut_short = entry.cut_short.saturating_add(1);
+        entry.tidy_at = now.saturating_add(entry.quiet());
     }
 
     /// The worker could not be started, or is no longer needed.
@@ -368,14 +406,33 @@ impl Board {
 
     /// When the next postponed piece of work of these kinds becomes due, if there is one.
     pub fn next_due(&self, kinds: u32, now: i64) -> Option<i64> {
-        let waiting = |e: &&Entry| e.wanted & kinds != 0 && e.taken == 0 && e.not_before > now;
-        self.entries.iter().filter(waiting).map(|entry| entry.not_before).min()
+        let waiting = |e: &&Entry| e.taken == 0 && !e.is_due(kinds, now);
+        self.entries.iter().filter(waiting).filter_map(|entry| entry.due(kinds)).min()
     }
 }
 
 impl Entry {
+    /// What there is to be done.
+    fn work(&self, now: i64) -> u32 {
+        let is_quiet = self.tidy_at != 0 && self.tidy_at <= now;
+        self.wanted | if is_quiet { TIDY } else { 0 }
+    }
+
     fn is_due(&self, kinds: u32, now: i64) -> bool {
-        self.wanted & kinds != 0 && self.taken == 0 && self.not_before <= now
+        self.work(now) & kinds != 0 && self.taken == 0 && self.not_before <= now
+    }
+
+    /// When there will be work of these kinds.
+    fn due(&self, kinds: u32) -> Option<i64> {
+        match self.wanted & kinds {
+            0 if kinds & TIDY == 0 || self.tidy_at == 0 => None,
+            0 => Some(self.tidy_at.max(self.not_before)),
+            _ => Some(self.not_before),
+        }
+    }
+
+    fn quiet(&self) -> i64 {
+        (QUIET << self.cut_short.min(16)).min(LONGEST_QUIET)
     }
 
     fn fail(&mut self, now: i64) {
@@ -391,7 +448,7 @@ impl Entry {
     }
 
     fn forget_if_idle(&mut self) {
-        if self.wanted == 0 && self.taken == 0 && self.since == 0 {
+        if self.wanted == 0 && self.taken == 0 && self.since == 0 && self.tidy_at == 0 {
             *self = Entry::zeroed();
         }
     }
@@ -443,6 +500,34 @@ mod tests {
         assert_eq!(board.seat(BOTH, 0), None, "nobody else takes the same index");
         board.done(ticket);
         assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    }
+
+    #[test]
+    fn an_index_left_alone_is_put_in_order_once() {
+        const ALL: u32 = FLUSH | ARENAS | TIDY;
+        let mut board = board();
+        board.tidy_later(A, 10);
+        assert_eq!(board.next_due(ALL, 10), Some(10 + QUIET));
+        assert_eq!(board.next_due(ARENAS, 10), None);
+        assert_eq!(board.seat(ALL, 9 + QUIET), None);
+        let (ticket, _) = board.seat(ALL, 10 + QUIET).unwrap();
+        board.enter(ticket, 100);
+        let work = FLUSH | TIDY;
+        assert_eq!(board.next(ticket, ALL, 10 + QUIET), Next::Job { relation: 10, work });
+        assert!(!board.is_flush_wanted(A));
+        board.announce(A, FLUSH, 0);
+        assert!(board.is_flush_wanted(A));
+        // The flush goes first, and the next time it has to be quiet for longer.
+        board.postpone(ticket, 50, SECOND);
+        assert_eq!(board.next(ticket, ALL, 50), Next::Job { relation: 10, work: FLUSH });
+        board.tidy_later(A, 60);
+        board.done(ticket);
+        assert_eq!(board.next(ticket, ALL, 59 + 2 * QUIET), Next::Leave);
+        assert_eq!(board.next(ticket, ALL, 60 + 2 * QUIET), Next::Job { relation: 10, work });
+        board.done(ticket);
+        assert_eq!(board.next(ticket, ALL, i64::MAX), Next::Leave);
+        board.tidy_later(A, 100);
+        assert_eq!(board.next_due(ALL, 100), Some(100 + QUIET));
     }
 
     #[test]

@@ -129,12 +129,21 @@ pub fn flush_begins(index: Index) {
     }
 }
 
+/// The segments of an index are not as few and as well trained as they could be: once nobody has
+/// written for a while, the janitor sees to it.
+pub fn tidy_later(index: Index) {
+    if is_on(index) {
+        shared::with_board(|board| board.tidy_later(key(index), now()));
+        shared::wake_launcher();
+    }
+}
+
 /// What work is done: no segment can be written during recovery.
 fn kinds() -> u32 {
     // SAFETY: a plain call on the process's own thread.
     match unsafe { pg_sys::RecoveryInProgress() } {
         true => board::ARENAS,
-        false => board::ARENAS | board::FLUSH,
+        false => board::ARENAS | board::FLUSH | board::TIDY,
     }
 }
 

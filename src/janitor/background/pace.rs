@@ -3,8 +3,10 @@
 //! A job calls [`breathe`] between pieces of work, with no page locked. In a foreground job that is
 //! no more than a look for a cancel.
 
+use super::board::Key;
 use super::{settings, shared};
 use crate::janitor::lock::{JobLock, MODE};
+use crate::page::Index;
 use pgrx::{pg_sys, PgSqlErrorCode};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -38,6 +40,8 @@ struct Pace {
     job: Option<pg_sys::LOCKTAG>,
     /// Somebody waits for it.
     hurries: bool,
+    /// The job is not worth keeping others from flushing this index.
+    gives_way: Option<Key>,
     /// End of the last pause.
     worked_since: Instant,
     watched: Instant,
@@ -58,9 +62,15 @@ pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced
     // The server does not tell who waits for a weaker lock: it may not be in the shared table.
     let is_shared = mode >= pg_sys::ShareUpdateExclusiveLock as pg_sys::LOCKMODE;
     let lock = is_shared.then_some((relation, mode));
-    let pace =
-        Pace { lock, job: None, hurries: false, worked_since: now, watched: now, yields: false };
-    PACE.set(Some(pace));
+    PACE.set(Some(Pace {
+        lock,
+        job: None,
+        hurries: false,
+        gives_way: None,
+        worked_since: now,
+        watched: now,
+        yields: false,
+    }));
     Paced(())
 }
 
@@ -82,6 +92,13 @@ impl Drop for Paced {
 pub fn set_job(job: Option<&JobLock>) {
     if let Some(pace) = PACE.get() {
         PACE.set(Some(Pace { job: job.map(JobLock::tag), hurries: false, ..pace }));
+    }
+}
+
+/// The background job ends as soon as somebody waits for a flush of this index.
+pub fn give_way_to_flush(index: Index) {
+    if let Some(pace) = PACE.get() {
+        PACE.set(Some(Pace { gives_way: Some(super::key(index)), ..pace }));
     }
 }
 
@@ -108,6 +125,11 @@ pub fn must_yield() -> bool {
             pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
             pace.hurries = pace.job.is_some_and(|tag| pg_sys::LockHasWaiters(&tag, MODE, false));
             pg_sys::InvalidateCatalogSnapshotConditionally();
+        }
+        if let Some(key) = pace.gives_way {
+            // Who waits for the lock waits for a flush as well.
+            pace.yields |= pace.hurries
+                || shared::with_board(|board| board.is_flush_wanted(key)).unwrap_or(false);
         }
         PACE.set(Some(pace));
     }

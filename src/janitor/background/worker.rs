@@ -1,9 +1,11 @@
 //! A process that does the work of one database and leaves.
 
-use super::board::{Next, Ticket, ARENAS, FLUSH};
+use super::board::{Next, Ticket, ARENAS, FLUSH, TIDY};
 use super::{handlers, kinds, now, pace, reload_settings, settings, shared};
-use crate::janitor::{flush, rebuild_missing, sweep_database, sweep_if_idle, JobLock};
-use crate::page::{Fault, Index, OrRaise};
+use crate::janitor::{
+    flush, rebuild_missing, sweep_database, sweep_if_idle, tidy, Flushed, JobLock,
+};
+use crate::page::{Fault, Index, OrRaise, Read};
 use pgrx::{pg_guard, pg_sys, PgLogLevel, PgSqlErrorCode, PgTryBuilder};
 use std::ffi::{c_int, CStr, CString};
 use std::panic::AssertUnwindSafe;
@@ -187,16 +189,23 @@ fn perform(index: Index, work: u32) -> Outcome {
     let name = full_name(index);
     if work & FLUSH != 0 {
         let Some(job) = JobLock::try_acquire(index) else { return Outcome::Later };
-        show(&format!("drift: flush of index {name}"));
+        let (what, perform): (_, fn(Index, &JobLock) -> Read<Flushed>) = match work & TIDY {
+            0 => ("flush", flush),
+            _ => ("merge", tidy),
+        };
+        show(&format!("drift: {what} of index {name}"));
         let begun = Instant::now();
         pace::set_job(Some(&job));
-        let flushed = flush(index, &job).or_raise(index);
+        if work & TIDY != 0 {
+            pace::give_way_to_flush(index);
+        }
+        let flushed = perform(index, &job).or_raise(index);
         pace::set_job(None);
         drop(job);
         let took = begun.elapsed();
         if flushed.rows > 0 || flushed.merged > 0 {
             log(took, || {
-                format!("automatic flush of index \"{name}\": {flushed}, elapsed: {took:.2?}")
+                format!("automatic {what} of index \"{name}\": {flushed}, elapsed: {took:.2?}")
             });
         }
     }
