@@ -42,7 +42,7 @@ mod search;
 mod tests;
 
 pub use region::{Graph, Header, Region, Shape};
-pub use search::{effort, Hit, Scratch};
+pub use search::{effort, Bounding, Hit, Scratch};
 
 /// Links of a row on level 0, at most.
 const BASE_LINKS: usize = 32;

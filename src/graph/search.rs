@@ -3,7 +3,8 @@
 use super::level::{is_member, member, top};
 use super::region::{Graph, Region};
 use super::{Corrupt, Rank};
-use crate::quant::{self, BucketQuery};
+use crate::metric::Metric;
+use crate::quant::{self, approximate};
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::ops::Range;
@@ -16,6 +17,34 @@ pub struct Hit {
     pub rank: f64,
     /// Number of the row.
     pub row: u32,
+}
+
+/// A query, prepared for the bounds of rows from their codes, which are taken about zero.
+pub enum Bounding {
+    /// Bounds that ranks are hardly ever below.
+    Likely(approximate::Query, approximate::BucketQuery),
+    /// Bounds of the confidence named.
+    Certain(quant::BucketQuery, f32),
+}
+
+impl Bounding {
+    /// For bounds of this confidence ([`quant::BucketQuery::estimate`]); those of 1 are certain.
+    pub fn new(metric: Metric, query: &[f32], confidence: f32) -> Bounding {
+        let zero = vec![0.0; query.len()];
+        if confidence < 1.0 && approximate::is_supported(metric) {
+            let mut direction = query.to_vec();
+            if metric == Metric::Cosine {
+                quant::normalize(query, &mut direction);
+            }
+            let query = approximate::Query::new(metric, &direction, confidence);
+            let mut prepared = approximate::BucketQuery::default();
+            query.for_bucket(&zero, &mut prepared);
+            return Bounding::Likely(query, prepared);
+        }
+        let mut prepared = quant::BucketQuery::default();
+        quant::Query::new(metric, query, 0.0).for_bucket(&zero, &mut prepared);
+        Bounding::Certain(prepared, confidence)
+    }
 }
 
 /// Memory that one search after another uses.
@@ -124,23 +153,24 @@ impl<R: Region> Graph<'_, R> {
     }
 
     /// Appends to `bounds`, for every row of `rows`, which are published, a number that its rank is
-    /// not below: with certainty if `confidence` is 1 ([`BucketQuery::estimate`]). `query` is
-    /// prepared for a centroid of zeroes.
+    /// not below, as surely as `query` was made for.
     ///
     /// # Errors
     /// [`Corrupt`] if the memory is not what this code has written.
     pub fn bounds(
         &self,
-        query: &BucketQuery,
+        query: &Bounding,
         rows: Range<u32>,
-        confidence: f32,
         bounds: &mut Vec<f32>,
     ) -> Result<(), Corrupt> {
         let stride = quant::stride(self.dims());
         let mut estimates = Vec::new();
-        self.coded_runs(rows, |_, factors, codes| {
-            query.estimate(factors, codes, stride, confidence, &mut estimates);
-            bounds.extend(estimates.iter().map(|estimate| estimate.lower));
+        self.coded_runs(rows, |_, factors, codes| match query {
+            Bounding::Likely(query, zero) => query.bounds(zero, factors, codes, bounds),
+            Bounding::Certain(query, confidence) => {
+                query.estimate(factors, codes, stride, *confidence, &mut estimates);
+                bounds.extend(estimates.iter().map(|estimate| estimate.lower));
+            }
         })
     }
 

@@ -1,6 +1,5 @@
 use super::*;
 use crate::metric::Metric;
-use crate::quant::{self, BucketQuery};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use std::collections::HashSet;
@@ -379,12 +378,10 @@ fn no_rank_is_below_its_bound() {
             let (memory, header) = (Memory::for_rows(shape, 700), Header::default());
             let graph = filled(&memory, &header, shape, metric, dims, &rows);
             let query = clustered(&mut rng, dims, 1);
-            let mut prepared = BucketQuery::default();
-            let zero = vec![0.0; dims];
-            quant::Query::new(metric, &query, 0.0).for_bucket(&zero, &mut prepared);
+            let prepared = Bounding::new(metric, &query, 1.0);
             let mut bounds = Vec::new();
             for rows in [0..1, 1..699, 699..700] {
-                graph.bounds(&prepared, rows, 1.0, &mut bounds).unwrap();
+                graph.bounds(&prepared, rows, &mut bounds).unwrap();
             }
             assert_eq!(bounds.len(), 700);
             let scale = if metric == Metric::Cosine { 1.0 } else { dims as f64 };
@@ -395,7 +392,7 @@ fn no_rank_is_below_its_bound() {
                 near += usize::from(rank - f64::from(bound) < 0.1 * scale);
             }
             assert!(near > 600, "{metric:?} {dims}: {near} bounds tell anything");
-            assert_eq!(graph.bounds(&prepared, 0..100_000, 1.0, &mut Vec::new()), Err(Corrupt));
+            assert_eq!(graph.bounds(&prepared, 0..100_000, &mut Vec::new()), Err(Corrupt));
         }
     }
 }

@@ -15,6 +15,7 @@ pub struct RowStore {
     /// Not more than `budget`; the latest rows once there is a file.
     vectors: Vec<f32>,
     file: Option<TempFile>,
+    /// Of all rows, once there is a file.
     sample: Reservoir,
 }
 
@@ -52,10 +53,16 @@ impl RowStore {
         }
         self.tids.push(tid);
         self.vectors.extend_from_slice(vector);
-        self.sample.offer(vector);
+        if self.file.is_some() {
+            self.sample.offer(vector);
+        }
     }
 
     fn spill(&mut self) {
+        if self.file.is_none() {
+            // While all rows are in memory, a sample can be taken at any time.
+            self.vectors.chunks_exact(self.dims).for_each(|row| self.sample.offer(row));
+        }
         let file = self.file.get_or_insert_with(TempFile::new);
         file.write(bytemuck::cast_slice(&self.vectors));
         self.vectors.clear();

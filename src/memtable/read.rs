@@ -2,9 +2,9 @@
 
 use super::slot::{tid, Chunks, Held, Key};
 use super::write::with_scratch;
-use crate::graph::{self, Corrupt, Graph};
+use crate::graph::{self, Bounding, Corrupt, Graph};
 use crate::page::{Index, LogStart, Read, Tid, View};
-use crate::quant::{self, BucketQuery};
+use crate::quant;
 use crate::simd::{kernels, select};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -265,13 +265,10 @@ impl Scan<'_> {
         best: &mut Best,
     ) -> Result<f64, Gone> {
         let dims = query.len();
-        let mut prepared = BucketQuery::default();
-        quant::Query::new(self.view.metric, query, 0.0).for_bucket(&vec![0.0; dims], &mut prepared);
         let confidence = if wanted.recall < 1.0 { quant::likely(dims) } else { 1.0 };
-        let mut bounds = Vec::new();
-        self.each_piece(tails, dims, |graph, _, rows| {
-            graph.bounds(&prepared, rows, confidence, &mut bounds)
-        })?;
+        let bounding = Bounding::new(self.view.metric, query, confidence);
+        let mut bounds = Vec::with_capacity(tails.iter().map(|part| part.rows.len()).sum());
+        self.each_piece(tails, dims, |graph, _, rows| graph.bounds(&bounding, rows, &mut bounds))?;
         let high = select::threshold(&bounds, best.most, &mut Vec::new());
         // What is not a number bounds nothing: then all are ranked.
         let high = if high.is_nan() { f32::INFINITY } else { high };
