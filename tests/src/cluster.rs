@@ -435,6 +435,14 @@ impl Cluster {
         found.sort();
         Ok(found)
     }
+
+    /// Bytes of memory that are a process's own: shared buffers it has touched do not count. None
+    /// if it is gone.
+    pub fn private_memory(&self, pid: i32) -> Option<u64> {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
+        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
+    }
 }
 
 impl Drop for Cluster {

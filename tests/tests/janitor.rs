@@ -455,7 +455,7 @@ fn the_memory_of_workers_does_not_grow() -> Result<()> {
                 let pids = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'drift janitor'";
                 for row in client.query(pids, &[])? {
                     let pid: i32 = row.get(0);
-                    let Some(bytes) = resident(pid) else { continue };
+                    let Some(bytes) = cluster.private_memory(pid) else { continue };
                     match seen.iter_mut().find(|(known, _)| *known == pid) {
                         Some((_, sizes)) => sizes.push(bytes),
                         None => seen.push((pid, vec![bytes])),
@@ -480,13 +480,6 @@ fn the_memory_of_workers_does_not_grow() -> Result<()> {
     println!("{flushes} flushes by {} workers, {} kB private at most", peaks.len(), most / 1024);
     ensure!(most < 64 << 20, "{most} bytes of private memory");
     Ok(())
-}
-
-/// Bytes of memory that are a process's own: shared buffers it has touched do not count.
-fn resident(pid: i32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = status.lines().find(|line| line.starts_with("RssAnon:"))?;
-    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }
 
 #[test]

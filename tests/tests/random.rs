@@ -1,7 +1,8 @@
 //! Thousands of random statements from several sessions, and exact mode held against the
 //! sequential scan after each batch.
 //!
-//! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes the run ten times as long.
+//! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes runs ten times as long, and the one
+//! with the janitor last for ten minutes.
 
 use anyhow::{Context, Result};
 use harness::cluster::{Builder, Cluster};
@@ -10,8 +11,26 @@ use postgres::error::SqlState;
 use postgres::Client;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::time::{Duration, Instant};
 
 const SESSIONS: u64 = 4;
+
+/// How long a run is.
+#[derive(Clone, Copy)]
+enum Length {
+    Batches(usize),
+    Time(Duration),
+}
+
+impl Length {
+    /// Whether there is to be another batch after so many.
+    fn goes_on(self, batches: usize, begun: Instant) -> bool {
+        match self {
+            Length::Batches(wanted) => batches < wanted,
+            Length::Time(wanted) => begun.elapsed() < wanted,
+        }
+    }
+}
 
 fn seed() -> u64 {
     let seed = std::env::var("DRIFT_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -111,7 +130,17 @@ fn is_deadlock(error: &anyhow::Error) -> bool {
     code == Some(&SqlState::T_R_DEADLOCK_DETECTED)
 }
 
-fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()> {
+/// The most private memory that any of the janitor's processes had, in kilobytes.
+fn janitors_memory(cluster: &Cluster, client: &mut Client) -> Result<u64> {
+    let sql = "SELECT pid FROM pg_stat_activity WHERE backend_type LIKE 'drift janitor%'";
+    let pids: Vec<i32> = client.query(sql, &[])?.iter().map(|row| row.get(0)).collect();
+    Ok(pids.into_iter().filter_map(|pid| cluster.private_memory(pid)).max().unwrap_or(0) / 1024)
+}
+
+/// Memory that a process of the janitor may have.
+const MOST_MEMORY: u64 = 64 << 10;
+
+fn run(builder: Builder, dims: usize, length: Length, steps: usize) -> Result<()> {
     let seed = seed();
     let cluster = builder.start()?;
     let mut judge = cluster.connect()?;
@@ -133,7 +162,12 @@ fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()
         sessions.push((client, StdRng::seed_from_u64(seed.wrapping_add(nth))));
     }
     let mut rng = StdRng::seed_from_u64(!seed);
-    for epoch in 0..batches {
+    let begun = Instant::now();
+    let mut batches = 0;
+    let mut memory = Vec::new();
+    while length.goes_on(batches, begun) {
+        let epoch = batches;
+        batches += 1;
         std::thread::scope(|scope| {
             let running: Vec<_> = sessions
                 .iter_mut()
@@ -155,7 +189,17 @@ fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()
                     .with_context(|| format!("after batch {epoch} of DRIFT_SEED={seed}"))?;
             }
         }
+        memory.push(janitors_memory(&cluster, &mut judge)?);
     }
+    let (first, last) = memory.split_at(memory.len() / 2);
+    let most = |part: &[u64]| part.iter().copied().max().unwrap_or(0);
+    println!(
+        "{batches} batches in {:.0?}; janitor: {} kB at most in the first half, {} in the second",
+        begun.elapsed(),
+        most(first),
+        most(last)
+    );
+    assert!(most(&memory) < MOST_MEMORY, "memory of the janitor's processes: {memory:?}");
 
     judge.batch_execute("VACUUM t")?;
     let last =
@@ -180,17 +224,17 @@ fn run(builder: Builder, dims: usize, batches: usize, steps: usize) -> Result<()
     require_quiet_log(&cluster.log())
 }
 
-fn soak() -> usize {
-    if std::env::var_os("DRIFT_SOAK").is_some() {
-        10
-    } else {
-        1
-    }
+fn is_soak() -> bool {
+    std::env::var_os("DRIFT_SOAK").is_some()
+}
+
+fn batches(few: usize) -> Length {
+    Length::Batches(if is_soak() { 10 * few } else { few })
 }
 
 #[test]
 fn short_vectors() -> Result<()> {
-    run(Cluster::builder(), 16, 12 * soak(), 60)
+    run(Cluster::builder(), 16, batches(12), 60)
 }
 
 /// The library preloaded, with a memtable of this size.
@@ -202,21 +246,22 @@ fn preloaded(memtable: &str) -> Builder {
 
 #[test]
 fn short_vectors_and_the_janitor() -> Result<()> {
-    run(preloaded("128MB").conf("drift.log_limit", "64kB"), 16, 12 * soak(), 60)
+    let length = if is_soak() { Length::Time(Duration::from_secs(600)) } else { batches(12) };
+    run(preloaded("128MB").conf("drift.log_limit", "64kB"), 16, length, 60)
 }
 
 #[test]
 fn vectors_longer_than_a_page() -> Result<()> {
-    run(Cluster::builder(), 2100, 4 * soak(), 20)
+    run(Cluster::builder(), 2100, batches(4), 20)
 }
 
 #[test]
 fn short_vectors_in_a_memtable() -> Result<()> {
-    run(preloaded("128MB").conf("drift.janitor", "off"), 16, 12 * soak(), 60)
+    run(preloaded("128MB").conf("drift.janitor", "off"), 16, batches(12), 60)
 }
 
 #[test]
 fn a_memtable_that_is_too_small() -> Result<()> {
-    run(preloaded("384kB"), 16, 6 * soak(), 60)?;
-    run(preloaded("1MB"), 2100, 4 * soak(), 20)
+    run(preloaded("384kB"), 16, batches(6), 60)?;
+    run(preloaded("1MB"), 2100, batches(4), 20)
 }
