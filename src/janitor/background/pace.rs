@@ -20,6 +20,9 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// How much less than sessions the janitor's processes weigh with the scheduler.
 const NICENESS: libc::c_int = 10;
+/// Linux lets the niceness of a session be set so often.
+#[cfg(target_os = "linux")]
+const AUTOGROUP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lowers the priority of the process, which is one of the janitor's. Whoever waits for a lock that
 /// it holds leaves it the time to go on.
@@ -28,6 +31,30 @@ pub fn step_back() {
     // cannot be lowered, nothing is lost but politeness.
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+    }
+    step_back_as_a_group();
+}
+
+/// Where Linux shares the processor out to sessions (`CONFIG_SCHED_AUTOGROUP`), the niceness of a
+/// process counts among those of its session only. Each process of the server is a session of its
+/// own, whose niceness is set through a file.
+fn step_back_as_a_group() {
+    #[cfg(target_os = "linux")]
+    {
+        // SAFETY: plain calls.
+        let leads_session = unsafe { libc::getsid(0) == libc::getpid() };
+        if leads_session {
+            // Others may have set theirs just before; then this one has to wait.
+            for _ in 0..3 {
+                match std::fs::write("/proc/self/autogroup", NICENESS.to_string()) {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                        std::thread::sleep(AUTOGROUP_PAUSE);
+                    }
+                    // Without such groups there is no file.
+                    _ => return,
+                }
+            }
+        }
     }
 }
 
