@@ -9,12 +9,16 @@
 //!    somebody has the time.
 //!
 //! A search walks the graph over the linked rows ([`Graph::search`]) and looks at each row of the
-//! unlinked tail: at its int8 code ([`Graph::bounds`]), and at the vectors of those that may be near
-//! ([`Graph::rank_of`]), or at once at all vectors ([`Graph::scan`]).
+//! unlinked tail: at its sign code ([`Graph::sign_bounds`]), at the int8 codes of those that may be
+//! near then ([`Graph::bounds`]), and at the vectors of those that still may ([`Graph::rank_of`]); or
+//! at once at all vectors ([`Graph::scan`]).
 //!
 //! ```text
 //! a chunk: | vectors     | links     | upper    | labels   | factors  | codes         | u32 words
 //!          | rows x dims | rows x 32 | rows x 2 | rows x 2 | rows x n | rows x stride |
+//!
+//!          | centre of sign codes | blocks of 32 rows                    |
+//!          | rotated components   | codes, 32 add, 32 scale, 32 error    |
 //! ```
 //!
 //! There are no pointers: rows are numbers, a row's chunk and place follow from its number, and a
@@ -38,11 +42,13 @@ mod level;
 mod link;
 mod region;
 mod search;
+mod signs;
 #[cfg(test)]
 mod tests;
 
 pub use region::{Graph, Header, Region, Shape};
 pub use search::{effort, Bounding, Hit, Scratch};
+pub use signs::Signed;
 
 /// Links of a row on level 0, at most.
 const BASE_LINKS: usize = 32;

@@ -1,9 +1,11 @@
 //! The words of a graph: where a row's vector, links and label are.
 
 use super::level::upper_place;
+use super::signs::SignShape;
 use super::{Corrupt, BASE_LINKS, UPPER_LINKS};
 use crate::metric::Metric;
 use crate::quant::{self, Factors};
+use crate::simd;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -62,10 +64,14 @@ impl Header {
 /// How rows lie in chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shape {
-    dims: usize,
+    pub(super) dims: usize,
     chunk_words: usize,
     rows_per_chunk: u32,
+    pub(super) signs: SignShape,
 }
+
+/// Chunks that would have fewer rows do without sign codes.
+const FEWEST_SIGNED: usize = 8;
 
 impl Shape {
     /// Rows of `dims` components in chunks of `chunk_words` words; none if not one fits.
@@ -73,8 +79,15 @@ impl Shape {
         let codes = dims.checked_next_multiple_of(64)? / size_of::<u32>();
         let others = BASE_LINKS + UPPER_WORDS + LABEL_WORDS + FACTOR_WORDS;
         let row = dims.checked_add(codes)?.checked_add(others)?;
-        let rows_per_chunk = u32::try_from(chunk_words / row).ok()?;
-        (dims > 0 && rows_per_chunk > 0).then_some(Shape { dims, chunk_words, rows_per_chunk })
+        let most = chunk_words / row;
+        let fits = |rows: &usize| rows * row + SignShape::new(dims, *rows).words() <= chunk_words;
+        let (rows, signs) = match (FEWEST_SIGNED..=most).rev().find(fits) {
+            Some(rows) => (rows, SignShape::new(dims, rows)),
+            None => (most, SignShape::NONE),
+        };
+        let rows_per_chunk = u32::try_from(rows).ok()?;
+        let shape = Shape { dims, chunk_words, rows_per_chunk, signs };
+        (dims > 0 && rows_per_chunk > 0).then_some(shape)
     }
 
     /// Number of the chunk that `row` is in.
@@ -107,6 +120,11 @@ impl Shape {
         self.factors_start() + FACTOR_WORDS * self.rows_per_chunk as usize
     }
 
+    /// Where sign codes begin.
+    pub(super) fn signs_start(&self) -> usize {
+        self.codes_start() + self.code_words() * self.rows_per_chunk as usize
+    }
+
     /// Words of a row's codes.
     fn code_words(&self) -> usize {
         quant::stride(self.dims) / size_of::<u32>()
@@ -115,9 +133,9 @@ impl Shape {
 
 /// A graph in a region.
 pub struct Graph<'a, R> {
-    region: R,
+    pub(super) region: R,
     header: &'a Header,
-    shape: Shape,
+    pub(super) shape: Shape,
     pub(super) metric: Metric,
 }
 
@@ -200,10 +218,12 @@ impl<'a, R: Region> Graph<'a, R> {
 
     /// Moves the end of the published rows past all that are present.
     fn publish(&self) -> Result<(), Corrupt> {
-        let mut len = self.len();
+        let before = self.len();
+        let mut len = before;
         while len < u32::MAX && self.is_present(len) {
             len += 1;
         }
+        self.put_signs(before, len)?;
         self.header.len.store(len, Ordering::Release);
         Ok(())
     }
@@ -284,6 +304,16 @@ impl<'a, R: Region> Graph<'a, R> {
         Ok(())
     }
 
+    /// Asks the processor for a row's codes. A hint.
+    pub fn prefetch_codes(&self, row: u32) {
+        let Ok((chunk, at)) = self.place(row) else { return };
+        let words = self.shape.code_words();
+        let start = self.shape.codes_start() + at * words;
+        if let Some(words) = chunk.get(start..start + words) {
+            simd::prefetch(bytemuck::cast_slice(as_words(words)));
+        }
+    }
+
     /// The words of a row's links on level 0.
     pub(super) fn base_links(&self, row: u32) -> Result<&[AtomicU32], Corrupt> {
         let (chunk, at) = self.place(row)?;
@@ -337,7 +367,7 @@ fn as_floats(words: &[AtomicU32]) -> &[f32] {
 }
 
 /// Words that nobody changes any more.
-fn as_words(words: &[AtomicU32]) -> &[u32] {
+pub(super) fn as_words(words: &[AtomicU32]) -> &[u32] {
     // SAFETY: an atomic word has the layout of a word. These are of published vectors and codes,
     // which no one writes to again while the region's chunks are borrowed (the contract of
     // `Region`).

@@ -174,6 +174,27 @@ impl<R: Region> Graph<'_, R> {
         })
     }
 
+    /// The bound of one published row.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the memory is not what this code has written.
+    pub fn bound_of(&self, query: &Bounding, row: u32) -> Result<f32, Corrupt> {
+        let mut bound = f32::NEG_INFINITY;
+        self.coded_runs(row..row.saturating_add(1), |_, factors, codes| {
+            let [factors] = factors else { return };
+            bound = match query {
+                Bounding::Likely(query, zero) => query.estimate(zero, factors, codes).lower,
+                Bounding::Certain(query, confidence) => {
+                    let mut estimates = Vec::new();
+                    let factors = std::slice::from_ref(factors);
+                    query.estimate(factors, codes, codes.len(), *confidence, &mut estimates);
+                    estimates.first().map_or(f32::NEG_INFINITY, |estimate| estimate.lower)
+                }
+            };
+        })?;
+        Ok(bound)
+    }
+
     /// The rank of a published row.
     ///
     /// # Errors

@@ -19,8 +19,12 @@ unsafe impl Region for Memory {
 
 impl Memory {
     fn for_rows(shape: Shape, rows: usize) -> Memory {
+        Memory::with_chunks(shape, rows, CHUNK_WORDS)
+    }
+
+    fn with_chunks(shape: Shape, rows: usize, words: usize) -> Memory {
         let chunks = shape.chunk_of(rows.max(1) as u32 - 1) + 1;
-        let chunk = |_| (0..CHUNK_WORDS).map(|_| AtomicU32::new(0)).collect();
+        let chunk = |_| (0..words).map(|_| AtomicU32::new(0)).collect();
         Memory((0..chunks).map(chunk).collect())
     }
 }
@@ -393,6 +397,57 @@ fn no_rank_is_below_its_bound() {
             }
             assert!(near > 600, "{metric:?} {dims}: {near} bounds tell anything");
             assert_eq!(graph.bounds(&prepared, 0..100_000, &mut Vec::new()), Err(Corrupt));
+        }
+    }
+}
+
+#[test]
+fn ranks_are_hardly_ever_below_bounds_of_sign_codes() {
+    let mut rng = SmallRng::seed_from_u64(9);
+    for metric in METRICS {
+        for (dims, chunk_words) in [
+            (16, CHUNK_WORDS),
+            (64, CHUNK_WORDS),
+            (100, 1 << 15),
+            (384, CHUNK_WORDS),
+            (768, 1 << 15),
+        ] {
+            const ROWS: u32 = 700;
+            let mut rows = clustered(&mut rng, dims, ROWS as usize);
+            rows[5 * dims] = f32::NAN;
+            rows[40 * dims] = f32::MAX;
+            rows[90 * dims..91 * dims].fill(0.0);
+            let shape = Shape::new(dims, chunk_words).unwrap();
+            let (memory, header) =
+                (Memory::with_chunks(shape, ROWS as usize, chunk_words), Header::default());
+            let graph = filled(&memory, &header, shape, metric, dims, &rows);
+            let query = clustered(&mut rng, dims, 1);
+            let has_signs = metric != Metric::L1 && dims >= 64;
+            assert_eq!(graph.signed_rows(&(0..ROWS)), if has_signs { 0..672 } else { ROWS..ROWS });
+            let Some(signed) = Signed::new(metric, &query) else {
+                assert!(!has_signs);
+                continue;
+            };
+            assert_eq!(graph.signed_rows(&(1..64)), 32..64);
+            assert!(graph.signed_rows(&(33..95)).is_empty());
+            let mut bounds = Vec::new();
+            for rows in [0..32, 32..640, 640..672] {
+                graph.sign_bounds(&signed, rows, &mut bounds).unwrap();
+            }
+            assert_eq!(bounds.len(), 672);
+            let ranks: Vec<f64> = (0..672).map(|row| graph.rank_of(&query, row).unwrap()).collect();
+            let above = |(rank, bound): &(&f64, &f32)| f64::from(**bound) > **rank;
+            let above = ranks.iter().zip(&bounds).filter(above).count();
+            assert!(above * 20 < bounds.len(), "{metric:?} {dims}: {above} too high");
+            // What is near has a low bound.
+            let mut order: Vec<usize> = (0..bounds.len()).collect();
+            order.sort_by(|a, b| bounds[*a].total_cmp(&bounds[*b]));
+            let lowest: HashSet<usize> = order[..200].iter().copied().collect();
+            let mut near: Vec<usize> = (0..ranks.len()).collect();
+            near.sort_by(|a, b| ranks[*a].total_cmp(&ranks[*b]));
+            let found = near[..20].iter().filter(|row| lowest.contains(row)).count();
+            assert!(found >= 18, "{metric:?} {dims}: {found} of the nearest 20");
+            assert_eq!(graph.sign_bounds(&signed, 0..100_000, &mut Vec::new()), Err(Corrupt));
         }
     }
 }

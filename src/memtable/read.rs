@@ -2,7 +2,7 @@
 
 use super::slot::{tid, Chunks, Held, Key};
 use super::write::with_scratch;
-use crate::graph::{self, Bounding, Corrupt, Graph};
+use crate::graph::{self, Bounding, Corrupt, Graph, Signed};
 use crate::page::{Index, LogStart, Read, Tid, View};
 use crate::quant;
 use crate::simd::{kernels, select};
@@ -14,6 +14,13 @@ use std::ops::Range;
 const STEP_BYTES: usize = 8 << 20;
 /// Rows whose ranks cost as much as a walk's effort of one: a walk looks at more, in no order.
 const ROWS_PER_EFFORT: usize = 64;
+
+/// Rows of the lowest bounds that are ranked first.
+const RANKED: usize = 40;
+/// Rows whose int8 codes are looked at first, for each whose vector will be.
+const REFINED_FIRST: usize = 4;
+/// Rows ahead for which int8 codes are asked for.
+const CODES_AHEAD: usize = 8;
 
 /// A row of the log.
 #[derive(Clone, Copy, Debug)]
@@ -172,7 +179,8 @@ fn search(
 ) -> Option<Nearest> {
     let parts = parts(&held, &known);
     let total: usize = parts.iter().map(|part| part.rows.len()).sum();
-    let effort = graph::effort(wanted.recall, total as u32) << (3 * wanted.round).min(30);
+    let growth = (3 * wanted.round).min(30);
+    let effort = graph::effort(wanted.recall, total as u32) << growth;
     let most = if effort * 8 >= total { usize::MAX } else { effort };
     let mut best = Best { most, rows: BinaryHeap::new(), left_out: false };
     let mut walked = false;
@@ -205,7 +213,9 @@ fn search(
     let looked_at = if most == usize::MAX {
         scan.every_row(query, &tails, &mut best).map(|()| f64::INFINITY)
     } else {
-        scan.nearest_rows(query, wanted, &tails, &mut best)
+        // Bounds tell what is near more surely than a walk does.
+        let count = if walked { most } else { most.min(RANKED << growth) };
+        scan.nearest_rows(query, wanted, &tails, count, &mut best)
     };
     let horizon = match looked_at {
         Ok(horizon) => horizon,
@@ -256,20 +266,33 @@ impl Scan<'_> {
         })
     }
 
-    /// Ranks the rows of the lowest bounds; returns what the ranks of the others are not below.
+    /// Ranks about the `most` rows of the lowest bounds; returns what the ranks of the others are not below.
     fn nearest_rows(
         &mut self,
         query: &[f32],
         wanted: Wanted,
         tails: &[Part],
+        most: usize,
         best: &mut Best,
     ) -> Result<f64, Gone> {
         let dims = query.len();
         let confidence = if wanted.recall < 1.0 { quant::likely(dims) } else { 1.0 };
         let bounding = Bounding::new(self.view.metric, query, confidence);
+        let signed = if wanted.recall < 1.0 { Signed::new(self.view.metric, query) } else { None };
         let mut bounds = Vec::with_capacity(tails.iter().map(|part| part.rows.len()).sum());
-        self.each_piece(tails, dims, |graph, _, rows| graph.bounds(&bounding, rows, &mut bounds))?;
-        let high = select::threshold(&bounds, best.most, &mut Vec::new());
+        // Places in `bounds` that have the bounds of sign codes.
+        let mut coarse = Vec::new();
+        self.each_piece(tails, dims, |graph, _, rows| {
+            let Some(signed) = &signed else { return graph.bounds(&bounding, rows, &mut bounds) };
+            let by_sign = graph.signed_rows(&rows);
+            graph.bounds(&bounding, rows.start..by_sign.start, &mut bounds)?;
+            let start = bounds.len();
+            graph.sign_bounds(signed, by_sign.clone(), &mut bounds)?;
+            coarse.push(start..bounds.len());
+            graph.bounds(&bounding, by_sign.end..rows.end, &mut bounds)
+        })?;
+        self.refine(&bounding, tails, &coarse, most, &mut bounds)?;
+        let high = select::threshold(&bounds, most, &mut Vec::new());
         // What is not a number bounds nothing: then all are ranked.
         let high = if high.is_nan() { f32::INFINITY } else { high };
         let mut low = Vec::new();
@@ -288,6 +311,78 @@ impl Scan<'_> {
             first = end;
         }
         Ok(f64::from(high))
+    }
+
+    /// Puts the bounds of int8 codes into the place of those that may be among the `most` lowest
+    /// then; `coarse` are the places of bounds from sign codes.
+    fn refine(
+        &mut self,
+        bounding: &Bounding,
+        tails: &[Part],
+        coarse: &[Range<usize>],
+        most: usize,
+        bounds: &mut [f32],
+    ) -> Result<(), Gone> {
+        let total: usize = coarse.iter().map(Range::len).sum();
+        if total == 0 {
+            return Ok(());
+        }
+        let first = most.saturating_mul(REFINED_FIRST);
+        let first = select::threshold(bounds, first, &mut Vec::new());
+        let first = if first.is_nan() { f32::INFINITY } else { first };
+        let mut fine = self.refine_between(bounding, tails, coarse, (None, first), bounds)?;
+        if first < f32::INFINITY && fine.len() >= most {
+            let high = *fine.select_nth_unstable_by(most - 1, f32::total_cmp).1;
+            if high > first {
+                self.refine_between(bounding, tails, coarse, (Some(first), high), bounds)?;
+            }
+        } else if first < f32::INFINITY {
+            let rest = (Some(first), f32::INFINITY);
+            self.refine_between(bounding, tails, coarse, rest, bounds)?;
+        }
+        Ok(())
+    }
+
+    /// Refines what is above the first number and up to the second, and returns the new bounds.
+    fn refine_between(
+        &mut self,
+        bounding: &Bounding,
+        tails: &[Part],
+        coarse: &[Range<usize>],
+        (above, high): (Option<f32>, f32),
+        bounds: &mut [f32],
+    ) -> Result<Vec<f32>, Gone> {
+        let mut low = Vec::new();
+        (kernels().up_to)(bounds, high, &mut low);
+        let mut coarse = coarse.iter().peekable();
+        low.retain(|place| {
+            let place = *place as usize;
+            while coarse.next_if(|run| run.end <= place).is_some() {}
+            let is_coarse = coarse.peek().is_some_and(|run| run.contains(&place));
+            is_coarse && above.is_none_or(|above| bounds[place] > above)
+        });
+        let mut fine = Vec::with_capacity(low.len());
+        let mut low = low.into_iter().peekable();
+        let mut first = 0;
+        for part in tails {
+            let held = self.hold(part)?;
+            let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
+            let end = first + part.rows.len() as u32;
+            let row = |place: u32| part.rows.start + (place - first);
+            let of_part: Vec<u32> =
+                std::iter::from_fn(|| low.next_if(|place| *place < end)).collect();
+            for (nth, place) in of_part.iter().enumerate() {
+                if let Some(ahead) = of_part.get(nth + CODES_AHEAD) {
+                    graph.prefetch_codes(row(*ahead));
+                }
+                let row = row(*place);
+                let bound = graph.bound_of(bounding, row)?;
+                bounds[*place as usize] = bound;
+                fine.push(bound);
+            }
+            first = end;
+        }
+        Ok(fine)
     }
 
     /// Calls `with` with pieces of the parts, and heeds interrupts between them.
