@@ -49,9 +49,12 @@ impl fmt::Display for Flushed {
     }
 }
 
-/// Rows grow so many times over before the router is trained anew on all of them, by a flush or
-/// when nobody writes.
+/// Rows grow so many times over before the router is trained anew on all of them: by a flush; by
+/// one that would keep writers waiting for long, as the rows have so many components; and when
+/// nobody writes.
 const RETRAIN_GROWTH: f64 = 4.0;
+const LATE_GROWTH: f64 = 8.0;
+const LONG_TRAINING: u64 = 32 << 20;
 const IDLE_GROWTH: f64 = 1.4;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
@@ -120,12 +123,15 @@ struct Due {
 
 impl Due {
     /// With so many rows from the log.
-    fn of(manifest: &Manifest, fresh: u64, zeal: Zeal) -> Due {
+    fn of(manifest: &Manifest, dims: usize, fresh: u64, zeal: Zeal) -> Due {
         let sizes: Vec<(u64, u64)> = manifest.segments.iter().map(|s| (s.rows, s.live)).collect();
         let total = manifest.live_rows() + fresh;
         let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
         let growth = total as f64 / trained_rows as f64;
         let retrain = match zeal {
+            Zeal::Flush if total.saturating_mul(dims as u64) > LONG_TRAINING => {
+                fresh > 0 && growth >= LATE_GROWTH
+            }
             Zeal::Flush => fresh > 0 && growth >= RETRAIN_GROWTH,
             Zeal::Tidy => total > 0 && growth >= IDLE_GROWTH,
         };
@@ -146,7 +152,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     if zeal == Zeal::Tidy {
         let view = View::take(index)?;
         let (manifest, _) = Manifest::read(index, view.manifest())?;
-        if Due::of(&manifest, 0, zeal).is_none() {
+        if Due::of(&manifest, view.dims(), 0, zeal).is_none() {
             return Ok(Flushed::default());
         }
     }
@@ -167,7 +173,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     let mut flushed = Flushed { rows: store.len() as u64, ..Flushed::default() };
     let from_log = end.seq - view.log_head_seq();
 
-    let Due { retrain, merged } = Due::of(&manifest, flushed.rows, zeal);
+    let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
     if from_log == 0 && !merged.contains(&true) {
         return Ok(flushed);
     }
@@ -219,7 +225,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     flushed.segments = kept.len();
     flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
-    let is_untidy = !Due::of(&manifest, 0, Zeal::Tidy).is_none();
+    let is_untidy = !Due::of(&manifest, dims, 0, Zeal::Tidy).is_none();
     commit(index, job, manifest, Some(end), space)?;
     if is_untidy {
         background::tidy_later(index);
