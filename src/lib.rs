@@ -51,6 +51,7 @@ pub extern "C-unwind" fn _PG_init() {
     janitor::background::initialize();
     memtable::define_settings();
     am::define_settings();
+    am::spare_junk();
     janitor::watch_drops();
 }
 

@@ -13,13 +13,14 @@
 //!
 //! `backpressure` keeps logs short when they are written faster than they are flushed. `snapshot`
 //! keeps, for each backend, what its scans need of the current manifest; `log_rows` is what a scan
-//! was given of the log.
+//! was given of the log. `junk` spares the executor distances that nobody reads.
 
 mod backpressure;
 mod build;
 mod cost;
 mod functions;
 mod insert;
+mod junk;
 mod key;
 mod log_rows;
 mod options;
@@ -28,6 +29,7 @@ mod snapshot;
 mod vacuum;
 mod validate;
 
+pub use junk::spare_junk;
 pub use options::define_settings;
 
 use pgrx::pg_sys;
