@@ -1,0 +1,200 @@
+use super::*;
+
+const A: Key = Key { database: 1, relation: 10 };
+const B: Key = Key { database: 1, relation: 11 };
+const OTHER: Key = Key { database: 2, relation: 10 };
+const BOTH: u32 = FLUSH | ARENAS;
+
+fn board() -> Box<Board> {
+    bytemuck::zeroed_box()
+}
+
+fn worker(board: &mut Board, now: i64) -> Ticket {
+    let (ticket, database) = board.seat(BOTH, now).unwrap();
+    assert_eq!(board.enter(ticket, 100), Some(database));
+    ticket
+}
+
+#[test]
+fn work_is_done_once_and_then_the_worker_leaves() {
+    let mut board = board();
+    assert_eq!(board.announce(A, FLUSH, 5), Heard::New);
+    assert_eq!(board.announce(A, FLUSH, 6), Heard::Known);
+    let ticket = worker(&mut board, 0);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    assert_eq!(board.busy(), 1);
+    board.flush_begins(A);
+    board.done(ticket);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Leave);
+    board.vacate(ticket, 0);
+    assert_eq!(board.seat(BOTH, i64::MAX), None);
+    assert!(!board.seal(u64::MAX));
+}
+
+#[test]
+fn what_is_announced_while_a_job_runs_is_not_forgotten() {
+    let mut board = board();
+    board.announce(A, FLUSH, 5);
+    let ticket = worker(&mut board, 0);
+    board.next(ticket, BOTH, 0);
+    board.flush_begins(A);
+    assert_eq!(board.announce(A, FLUSH, 9), Heard::New);
+    assert_eq!(board.seat(BOTH, 0), None, "nobody else takes the same index");
+    board.done(ticket);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+}
+
+#[test]
+fn an_index_left_alone_is_put_in_order_once() {
+    const ALL: u32 = FLUSH | ARENAS | TIDY;
+    let mut board = board();
+    board.tidy_later(A, 10);
+    assert_eq!(board.next_due(ALL, 10), Some(10 + QUIET));
+    assert_eq!(board.next_due(ARENAS, 10), None);
+    assert_eq!(board.seat(ALL, 9 + QUIET), None);
+    let (ticket, _) = board.seat(ALL, 10 + QUIET).unwrap();
+    board.enter(ticket, 100);
+    let work = FLUSH | TIDY;
+    assert_eq!(board.next(ticket, ALL, 10 + QUIET), Next::Job { relation: 10, work });
+    assert!(!board.is_flush_wanted(A));
+    board.announce(A, FLUSH, 0);
+    assert!(board.is_flush_wanted(A));
+    // The flush goes first, and the next time it has to be quiet for longer.
+    board.postpone(ticket, 50, SECOND);
+    assert_eq!(board.next(ticket, ALL, 50), Next::Job { relation: 10, work: FLUSH });
+    board.tidy_later(A, 60);
+    board.done(ticket);
+    assert_eq!(board.next(ticket, ALL, 59 + 2 * QUIET), Next::Leave);
+    assert_eq!(board.next(ticket, ALL, 60 + 2 * QUIET), Next::Job { relation: 10, work });
+    board.done(ticket);
+    assert_eq!(board.next(ticket, ALL, i64::MAX), Next::Leave);
+    board.tidy_later(A, 100);
+    assert_eq!(board.next_due(ALL, 100), Some(100 + QUIET));
+}
+
+#[test]
+fn a_checkpoint_seals_what_is_older() {
+    let mut board = board();
+    board.announce(A, 0, 50);
+    board.announce(A, 0, 70);
+    board.announce(B, 0, 60);
+    assert_eq!(board.seat(BOTH, 0), None);
+    assert!(!board.seal(50));
+    assert!(board.seal(51));
+    let ticket = worker(&mut board, 0);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    board.done(ticket);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Leave, "the other is newer");
+}
+
+#[test]
+fn one_worker_on_its_way_for_each_piece_of_work() {
+    let mut board = board();
+    board.announce(A, FLUSH, 0);
+    assert!(board.seat(BOTH, 0).is_some());
+    assert_eq!(board.seat(BOTH, 0), None);
+    board.announce(B, FLUSH, 0);
+    assert!(board.seat(BOTH, 0).is_some());
+    board.announce(OTHER, FLUSH, 0);
+    assert_eq!(board.seat(BOTH, 0), None, "all seats are taken");
+}
+
+#[test]
+fn failures_are_retried_ever_later() {
+    let mut board = board();
+    let mut now = 0;
+    for failures in 0..12 {
+        let heard = board.announce(A, FLUSH, 0);
+        assert_eq!(heard == Heard::Failing, failures >= HOPELESS, "{failures}");
+        let ticket = worker(&mut board, now);
+        board.next(ticket, BOTH, now);
+        board.vacate(ticket, now);
+        let due = board.next_due(BOTH, now).unwrap();
+        assert_eq!(due - now, (SECOND << failures).min(LONGEST_PAUSE));
+        assert_eq!(board.seat(BOTH, due - 1), None);
+        now = due;
+    }
+    let ticket = worker(&mut board, now);
+    board.next(ticket, BOTH, now);
+    board.done(ticket);
+    assert_eq!(board.announce(A, FLUSH, 0), Heard::New, "success is taken note of");
+}
+
+#[test]
+fn a_standby_is_asked_for_arenas_only() {
+    let mut board = board();
+    board.announce(A, BOTH, 0);
+    let (ticket, _) = board.seat(ARENAS, 0).unwrap();
+    board.enter(ticket, 1);
+    assert_eq!(board.next(ticket, ARENAS, 0), Next::Job { relation: 10, work: ARENAS });
+    board.done(ticket);
+    assert_eq!(board.next(ticket, ARENAS, 0), Next::Leave);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+}
+
+#[test]
+fn a_barred_database_gets_no_worker_and_loses_those_it_has() {
+    let mut board = board();
+    board.announce(A, FLUSH, 0);
+    board.announce(B, FLUSH, 0);
+    let there = worker(&mut board, 0);
+    let (coming, _) = board.seat(BOTH, 0).unwrap();
+    assert!(board.bar(1, 7, 1000));
+    assert!(board.is_to_leave(there));
+    assert_eq!(board.enter(coming, 101), None);
+    let mut pids = Vec::new();
+    assert!(board.is_visited(1, |pid| pids.push(pid)));
+    assert_eq!(pids, [100]);
+    board.vacate(there, 0);
+    assert!(!board.is_visited(1, |_| ()));
+    assert_eq!(board.seat(BOTH, 0), None);
+    board.unbar(1, 7);
+    assert!(board.seat(BOTH, 0).is_some());
+}
+
+#[test]
+fn what_dead_processes_leave_is_freed() {
+    let mut board = board();
+    board.announce(A, FLUSH, 0);
+    let ticket = worker(&mut board, 0);
+    board.next(ticket, BOTH, 0);
+    board.bar(2, 7, 1000);
+    board.reap(10, |_| true);
+    assert_eq!(board.busy(), 1);
+    board.reap(10, |_| false);
+    assert_eq!(board.busy(), 0);
+    board.announce(OTHER, FLUSH, 0);
+    assert_eq!(board.seat(BOTH, 10).map(|(_, database)| database), Some(2));
+    board.bar(2, 7, 1000);
+    board.reap(1001, |_| true);
+    assert!(!board.is_barred(2), "stood too long");
+    assert_eq!(board.enter(ticket, 100), None, "its seat has been given up");
+}
+
+#[test]
+fn a_database_nobody_gets_into_is_forgotten() {
+    let mut board = board();
+    let mut now = 0;
+    for _ in 0..=LOST {
+        board.announce(A, FLUSH, 0);
+        let ticket = worker(&mut board, now);
+        board.vacate(ticket, now);
+        assert_eq!(board.seat(BOTH, now), None, "not at once again");
+        now += LONGEST_PAUSE;
+    }
+    assert_eq!(board.seat(BOTH, now), None);
+    board.announce(A, FLUSH, 0);
+    let ticket = worker(&mut board, now);
+    assert_eq!(board.next(ticket, BOTH, now), Next::Job { relation: 10, work: FLUSH });
+}
+
+#[test]
+fn a_full_table_says_so_and_a_dropped_database_makes_room() {
+    let mut board = board();
+    for relation in 1..=ENTRIES as u32 {
+        assert_eq!(board.announce(Key { database: 3, relation }, FLUSH, 0), Heard::New);
+    }
+    assert_eq!(board.announce(A, FLUSH, 0), Heard::Full);
+    board.forget(3);
+    assert_eq!(board.announce(A, FLUSH, 0), Heard::New);
+}
