@@ -9,7 +9,7 @@ use super::region::{as_words, Graph, Region, Shape};
 use super::Corrupt;
 use crate::metric::Metric;
 use crate::quant::{self, sign, Rotation};
-use crate::simd::{SignRows, SIGN_BLOCK};
+use crate::simd::{kernels, SignRows, SIGN_BLOCK};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -67,6 +67,16 @@ struct Encoder {
 
 thread_local! {
     static ENCODER: RefCell<Option<Encoder>> = const { RefCell::new(None) };
+}
+
+/// Lends the thread's encoder, made anew if the last one was for other rows.
+fn with_encoder<T>(metric: Metric, dims: usize, with: impl FnOnce(&mut Encoder) -> T) -> T {
+    ENCODER.with_borrow_mut(|encoder| {
+        if !encoder.as_ref().is_some_and(|encoder| encoder.fits(metric, dims)) {
+            *encoder = None;
+        }
+        with(encoder.get_or_insert_with(|| Encoder::new(metric, dims)))
+    })
 }
 
 impl Encoder {
@@ -138,12 +148,13 @@ impl Signed {
         if !sign::are_used(metric, query.len()) {
             return None;
         }
-        let mut encoder = Encoder::new(metric, query.len());
-        encoder.rotate(0, query);
-        let padded = encoder.rotation.padded();
-        let rotated = &encoder.rotated[..padded];
-        let length = rotated.iter().map(|x| x * x).sum::<f32>().sqrt();
-        Some(Signed(sign::Query::new(metric, rotated, length, &vec![0.0; padded])))
+        with_encoder(metric, query.len(), |encoder| {
+            encoder.rotate(0, query);
+            let padded = encoder.rotation.padded();
+            let rotated = &encoder.rotated[..padded];
+            let length = (kernels().inner_product)(rotated, rotated).sqrt();
+            Some(Signed(sign::Query::new(metric, rotated, length, &vec![0.0; padded])))
+        })
     }
 }
 
@@ -184,12 +195,7 @@ impl<R: Region> Graph<'_, R> {
     fn put_block(&self, block: u32) -> Result<(), Corrupt> {
         let (chunk, nth) = self.shape.place_of_block(block);
         let (centre, words) = self.sign_words(chunk, nth)?;
-        ENCODER.with_borrow_mut(|encoder| {
-            let (metric, dims) = (self.metric, self.shape.dims);
-            if !encoder.as_ref().is_some_and(|encoder| encoder.fits(metric, dims)) {
-                *encoder = None;
-            }
-            let encoder = encoder.get_or_insert_with(|| Encoder::new(metric, dims));
+        with_encoder(self.metric, self.shape.dims, |encoder| {
             for place in 0..BLOCK {
                 encoder.rotate(place as usize, self.vector(block * BLOCK + place)?);
             }
