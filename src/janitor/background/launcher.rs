@@ -53,8 +53,8 @@ pub extern "C-unwind" fn drift_janitor_launcher(_argument: pg_sys::Datum) {
         pg_sys::on_shmem_exit(Some(resign), pg_sys::Datum::from(0usize));
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
     }
-    pace::step_back();
     shared::become_launcher();
+    pace::step_back();
     // What was announced to the one before may have been lost with it.
     shared::advance_epoch();
     let mut launcher = Launcher { was_on: true, short_since: None, links: false };

@@ -20,9 +20,6 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// How much less than sessions the janitor's processes weigh with the scheduler.
 const NICENESS: libc::c_int = 10;
-/// Linux lets the niceness of a session be set so often.
-#[cfg(target_os = "linux")]
-const AUTOGROUP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Lowers the priority of the process, which is one of the janitor's. Whoever waits for a lock that
 /// it holds leaves it the time to go on.
@@ -44,16 +41,9 @@ fn step_back_as_a_group() {
         // SAFETY: plain calls.
         let leads_session = unsafe { libc::getsid(0) == libc::getpid() };
         if leads_session {
-            // Others may have set theirs just before; then this one has to wait.
-            for _ in 0..3 {
-                match std::fs::write("/proc/self/autogroup", NICENESS.to_string()) {
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
-                        std::thread::sleep(AUTOGROUP_PAUSE);
-                    }
-                    // Without such groups there is no file.
-                    _ => return,
-                }
-            }
+            // Without such groups there is no file; and where others have just set theirs it has to
+            // wait for the next time.
+            let _ = std::fs::write("/proc/self/autogroup", NICENESS.to_string());
         }
     }
 }

@@ -108,6 +108,8 @@ unsafe extern "C-unwind" fn leave(_code: c_int, argument: pg_sys::Datum) {
 fn work(ticket: Ticket) {
     let next = || shared::with_board(|board| board.next(ticket, kinds(), now()));
     while let Some(Next::Job { relation, work }) = next() {
+        // The last time may have been too soon after another process's.
+        pace::step_back();
         match run(relation, work) {
             Outcome::Done => shared::with_board(|board| board.done(ticket)),
             Outcome::Later => shared::with_board(|board| board.postpone(ticket, now(), RETRY)),
