@@ -42,7 +42,7 @@ const START_LIMIT: i64 = 60 * SECOND;
 struct Entry {
     database: u32,
     relation: u32,
-    /// [`FLUSH`], [`ARENAS`], or a [`TIDY`] that has failed.
+    /// [`FLUSH`], [`ARENAS`].
     wanted: u32,
     /// What a worker is at.
     taken: u32,
@@ -295,16 +295,11 @@ impl Board {
 
     /// The job could not be done now, for no fault of its own: it is tried again after `pause`.
     pub fn postpone(&mut self, ticket: Ticket, now: i64, pause: i64) {
-        let Some(entry) = self.job(ticket) else { return };
-        if entry.taken & TIDY == 0 {
+        if let Some(entry) = self.job(ticket) {
+            // The flush that goes with it is what it gave way to.
+            let pause = if entry.taken & TIDY != 0 { 0 } else { pause };
             entry.give_back(now.saturating_add(pause));
-            return;
         }
-        // The flush that goes with it may have begun, and others count on that.
-        entry.taken &= !TIDY;
-        entry.give_back(now);
-        entry.cut_short = entry.cut_short.saturating_add(1);
-        entry.tidy_at = now.saturating_add(entry.quiet());
     }
 
     /// The worker could not be started, or is no longer needed.
@@ -417,7 +412,7 @@ impl Board {
 impl Entry {
     /// What there is to be done.
     fn work(&self, now: i64) -> u32 {
-        let is_quiet = self.tidy_at != 0 && self.tidy_at <= now;
+        let is_quiet = self.wanted & FLUSH == 0 && self.tidy_at != 0 && self.tidy_at <= now;
         self.wanted | if is_quiet { TIDY } else { 0 }
     }
 
@@ -444,7 +439,14 @@ impl Entry {
         self.give_back(now.saturating_add(pause.min(LONGEST_PAUSE)));
     }
 
+    /// What was taken is to be done later. Of a [`TIDY`] that is the flush that goes with it: it may
+    /// have begun, and others count on that.
     fn give_back(&mut self, not_before: i64) {
+        if self.taken & TIDY != 0 {
+            self.taken &= !TIDY;
+            self.cut_short = self.cut_short.saturating_add(1);
+            self.tidy_at = not_before.saturating_add(self.quiet());
+        }
         self.wanted |= self.taken;
         (self.taken, self.seat) = (0, 0);
         self.not_before = not_before;

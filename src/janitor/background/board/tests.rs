@@ -70,6 +70,19 @@ fn an_index_left_alone_is_put_in_order_once() {
     assert_eq!(board.next(ticket, ALL, i64::MAX), Next::Leave);
     board.tidy_later(A, 100);
     assert_eq!(board.next_due(ALL, 100), Some(100 + QUIET));
+    // A flush that is wanted is done alone, however late it is.
+    let late = 10 * QUIET;
+    board.announce(A, FLUSH, 0);
+    assert_eq!(board.next(ticket, ALL, late), Next::Job { relation: 10, work: FLUSH });
+    board.tidy_later(A, late);
+    board.done(ticket);
+    // One that has failed is not tried again before its time.
+    let late = late + QUIET;
+    assert_eq!(board.next(ticket, ALL, late), Next::Job { relation: 10, work });
+    board.vacate(ticket, late);
+    let late = late + SECOND;
+    let ticket = worker(&mut board, late);
+    assert_eq!(board.next(ticket, ALL, late), Next::Job { relation: 10, work: FLUSH });
 }
 
 #[test]
