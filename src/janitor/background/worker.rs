@@ -40,7 +40,6 @@ pub extern "C-unwind" fn drift_janitor_worker(argument: pg_sys::Datum) {
         entered.flatten()
     };
     let Some(database) = database else { return };
-    pace::step_back();
     keep_memory();
     let visit = || {
         connect(database);
@@ -108,7 +107,7 @@ unsafe extern "C-unwind" fn leave(_code: c_int, argument: pg_sys::Datum) {
 fn work(ticket: Ticket) {
     let next = || shared::with_board(|board| board.next(ticket, kinds(), now()));
     while let Some(Next::Job { relation, work }) = next() {
-        // The last time may have been too soon after another process's.
+        // Each time: the last one may have been too soon after another process's.
         pace::step_back();
         match run(relation, work) {
             Outcome::Done => shared::with_board(|board| board.done(ticket)),
