@@ -187,6 +187,9 @@ fn search(
     let mut tails = Vec::new();
     for part in parts {
         let (_, graph) = held.graph(part.generation)?;
+        if graph.dims() != query.len() {
+            return spoilt(held);
+        }
         let linked = graph.linked().min(part.rows.end);
         let mut tail = part.rows.clone();
         let walks = wanted.recall < 1.0 && most != usize::MAX;
@@ -266,7 +269,8 @@ impl Scan<'_> {
         })
     }
 
-    /// Ranks about the `most` rows of the lowest bounds; returns what the ranks of the others are not below.
+    /// Ranks about the `most` rows of the lowest bounds; returns what the ranks of the others are not
+    /// below.
     fn nearest_rows(
         &mut self,
         query: &[f32],
@@ -292,24 +296,16 @@ impl Scan<'_> {
             graph.bounds(&bounding, by_sign.end..rows.end, &mut bounds)
         })?;
         self.refine(&bounding, tails, &coarse, most, &mut bounds)?;
-        let high = select::threshold(&bounds, most, &mut Vec::new());
-        // What is not a number bounds nothing: then all are ranked.
-        let high = if high.is_nan() { f32::INFINITY } else { high };
+        let high = threshold(&bounds, most);
         let mut low = Vec::new();
         (kernels().up_to)(&bounds, high, &mut low);
-        let mut low = low.into_iter().peekable();
-        let mut first = 0;
-        for part in tails {
-            let held = self.hold(part)?;
-            let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
-            let end = first + part.rows.len() as u32;
-            while let Some(place) = low.next_if(|place| *place < end) {
-                let row = part.rows.start + (place - first);
-                let rank = graph.rank_of(query, row)?;
-                best.offer(|| near(&graph, part.base, row, rank), rank);
+        self.at_places(tails, &low, |graph, part, rows| {
+            for row in rows {
+                let rank = graph.rank_of(query, *row)?;
+                best.offer(|| near(graph, part.base, *row, rank), rank);
             }
-            first = end;
-        }
+            Ok(())
+        })?;
         Ok(f64::from(high))
     }
 
@@ -323,66 +319,64 @@ impl Scan<'_> {
         most: usize,
         bounds: &mut [f32],
     ) -> Result<(), Gone> {
-        let total: usize = coarse.iter().map(Range::len).sum();
-        if total == 0 {
-            return Ok(());
-        }
-        let first = most.saturating_mul(REFINED_FIRST);
-        let first = select::threshold(bounds, first, &mut Vec::new());
-        let first = if first.is_nan() { f32::INFINITY } else { first };
-        let mut fine = self.refine_between(bounding, tails, coarse, (None, first), bounds)?;
-        if first < f32::INFINITY && fine.len() >= most {
-            let high = *fine.select_nth_unstable_by(most - 1, f32::total_cmp).1;
-            if high > first {
-                self.refine_between(bounding, tails, coarse, (Some(first), high), bounds)?;
-            }
-        } else if first < f32::INFINITY {
-            let rest = (Some(first), f32::INFINITY);
-            self.refine_between(bounding, tails, coarse, rest, bounds)?;
+        let first = threshold(bounds, most.saturating_mul(REFINED_FIRST));
+        let done = up_to_among(coarse, bounds, first);
+        let mut fine = self.refine_at(bounding, tails, &done, bounds)?;
+        let high = match fine.len() >= most {
+            true => *fine.select_nth_unstable_by(most - 1, f32::total_cmp).1,
+            false => f32::INFINITY,
+        };
+        if high > first {
+            let mut rest = up_to_among(coarse, bounds, high);
+            rest.retain(|place| done.binary_search(place).is_err());
+            self.refine_at(bounding, tails, &rest, bounds)?;
         }
         Ok(())
     }
 
-    /// Refines what is above the first number and up to the second, and returns the new bounds.
-    fn refine_between(
+    /// Refines the bounds at these places, ascending, and returns the new ones.
+    fn refine_at(
         &mut self,
         bounding: &Bounding,
         tails: &[Part],
-        coarse: &[Range<usize>],
-        (above, high): (Option<f32>, f32),
+        places: &[u32],
         bounds: &mut [f32],
     ) -> Result<Vec<f32>, Gone> {
-        let mut low = Vec::new();
-        (kernels().up_to)(bounds, high, &mut low);
-        let mut coarse = coarse.iter().peekable();
-        low.retain(|place| {
-            let place = *place as usize;
-            while coarse.next_if(|run| run.end <= place).is_some() {}
-            let is_coarse = coarse.peek().is_some_and(|run| run.contains(&place));
-            is_coarse && above.is_none_or(|above| bounds[place] > above)
-        });
-        let mut fine = Vec::with_capacity(low.len());
-        let mut low = low.into_iter().peekable();
-        let mut first = 0;
-        for part in tails {
-            let held = self.hold(part)?;
-            let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
-            let end = first + part.rows.len() as u32;
-            let row = |place: u32| part.rows.start + (place - first);
-            let of_part: Vec<u32> =
-                std::iter::from_fn(|| low.next_if(|place| *place < end)).collect();
-            for (nth, place) in of_part.iter().enumerate() {
-                if let Some(ahead) = of_part.get(nth + CODES_AHEAD) {
-                    graph.prefetch_codes(row(*ahead));
+        let mut fine = Vec::with_capacity(places.len());
+        self.at_places(tails, places, |graph, _, rows| {
+            for (nth, row) in rows.iter().enumerate() {
+                if let Some(ahead) = rows.get(nth + CODES_AHEAD) {
+                    graph.prefetch_codes(*ahead);
                 }
-                let row = row(*place);
-                let bound = graph.bound_of(bounding, row)?;
-                bounds[*place as usize] = bound;
-                fine.push(bound);
+                fine.push(graph.bound_of(bounding, *row)?);
             }
-            first = end;
+            Ok(())
+        })?;
+        for (place, bound) in places.iter().zip(&fine) {
+            bounds[*place as usize] = *bound;
         }
         Ok(fine)
+    }
+
+    /// Calls `with` with each part's rows that stand at these places, ascending, of all of them.
+    fn at_places(
+        &mut self,
+        parts: &[Part],
+        places: &[u32],
+        mut with: impl FnMut(&Graph<'_, Chunks>, &Part, &[u32]) -> Result<(), Corrupt>,
+    ) -> Result<(), Gone> {
+        let (mut first, mut rest) = (0, places);
+        for part in parts {
+            let end = first + part.rows.len() as u32;
+            let (here, later) = rest.split_at(rest.partition_point(|place| *place < end));
+            let rows: Vec<u32> =
+                here.iter().map(|place| part.rows.start + (place - first)).collect();
+            let held = self.hold(part)?;
+            let graph = held.graph(part.generation).ok_or(Gone::Moved)?.1;
+            with(&graph, part, &rows)?;
+            (first, rest) = (end, later);
+        }
+        Ok(())
     }
 
     /// Calls `with` with pieces of the parts, and heeds interrupts between them.
@@ -429,6 +423,29 @@ impl Scan<'_> {
         }
         Ok(held)
     }
+}
+
+/// A number that about `count` bounds are up to; what is not a number bounds nothing, then all are.
+fn threshold(bounds: &[f32], count: usize) -> f32 {
+    let high = select::threshold(bounds, count, &mut Vec::new());
+    if high.is_nan() {
+        f32::INFINITY
+    } else {
+        high
+    }
+}
+
+/// The places in `among`, ascending runs of them, whose bounds are up to `high`.
+fn up_to_among(among: &[Range<usize>], bounds: &[f32], high: f32) -> Vec<u32> {
+    let mut places = Vec::new();
+    (kernels().up_to)(bounds, high, &mut places);
+    let mut among = among.iter().peekable();
+    places.retain(|place| {
+        let place = *place as usize;
+        while among.next_if(|run| run.end <= place).is_some() {}
+        among.peek().is_some_and(|run| run.contains(&place))
+    });
+    places
 }
 
 fn near<R: graph::Region>(

@@ -66,6 +66,17 @@ mod tests {
     }
 
     #[pg_test]
+    fn a_slot_of_other_dimensions_is_forgotten() {
+        table();
+        let expected = nearest("1");
+        for recall in ["0.5", "1"] {
+            spoil(Held::lengthen_rows);
+            assert_eq!(nearest(recall), expected, "read from pages");
+            assert_eq!(held(), 6000, "the scan has read them again");
+        }
+    }
+
+    #[pg_test]
     fn a_graph_with_bad_links_is_forgotten() {
         table();
         let linked = link();

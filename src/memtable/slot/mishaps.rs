@@ -9,6 +9,11 @@ impl Held {
         self.slot().state.store(CHANGING, Ordering::SeqCst);
     }
 
+    /// Takes the slot for one of longer rows.
+    pub fn lengthen_rows(&self) {
+        self.slot().dims.fetch_add(64, Ordering::Relaxed);
+    }
+
     /// Makes all links of the active generation lead nowhere.
     pub fn scribble_links(&self) {
         let number = self.slot().active();
