@@ -368,8 +368,8 @@ fn as_floats(words: &[AtomicU32]) -> &[f32] {
 
 /// Words that nobody changes any more.
 pub(super) fn as_words(words: &[AtomicU32]) -> &[u32] {
-    // SAFETY: an atomic word has the layout of a word. These are of published vectors and codes,
-    // which no one writes to again while the region's chunks are borrowed (the contract of
-    // `Region`).
+    // SAFETY: an atomic word has the layout of a word. These are of published vectors and codes, or
+    // were put by the one writer that reads them; no one writes to them again while the region's
+    // chunks are borrowed (the contract of `Region`).
     unsafe { std::slice::from_raw_parts(words.as_ptr().cast::<u32>(), words.len()) }
 }

@@ -99,9 +99,10 @@ fn to_unit(squares: f64, dim: usize) -> Option<f64> {
 /// Encodes a row's residual to its bucket's centroid, and leaves it in `residual`.
 ///
 /// `rounding` bounds, relative to the row's length, what is wrong with the row as it is given: what
-/// [`Rotation::rounding`](super::Rotation::rounding) says of a rotated one. `codes` has at least the
-/// length of the row ([`stride`] of it in an arena); what is behind the row's own is zeroed. Under [`Metric::Cosine`] the row may have any length, it is brought to one
-/// here, and the centroid belongs to rows of length one. Given the row as it is stored, and not a
+/// [`Rotation::rounding`](super::Rotation::rounding) says of a rotated one. `codes` has at least
+/// the length of the row ([`stride`] of it in an arena); what is behind the row's own is zeroed.
+/// Under [`Metric::Cosine`] the row may have any length, it is brought to one here, and the
+/// centroid belongs to rows of length one. Given the row as it is stored, and not a
 /// [`normalize`](super::normalize)d copy, [`encode`] can tell that its cosines suffer underflow or
 /// overflow in f32 and declare it unknown.
 ///
