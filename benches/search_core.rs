@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use common::{Result, Rows};
 use drift_pg::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
-use drift_pg::cluster::kmeans::{self, Params as KmeansParams};
-use drift_pg::cluster::Router;
+use drift_pg::cluster::kmeans::Params as KmeansParams;
+use drift_pg::cluster::{self, Router, Trained};
 use drift_pg::metric::Metric;
 use drift_pg::quant::sign;
 use drift_pg::search::{self, Bucket, Coded, Effort, Order, Params, Search, Source};
@@ -102,12 +102,12 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
         seed: 1,
         spherical: metric == Metric::Cosine,
     };
-    let centroids = kmeans::train(&sample, dim, &params, &STOP)?;
+    let Trained { centroids, space } = cluster::train(&sample, metric, dim, &params, &STOP)?;
     let buckets = centroids.len() / dim;
     let trained = start.elapsed();
 
     let start = Instant::now();
-    let untried = Router::new(metric, dim, centroids, vec![0.0; buckets]);
+    let untried = Router::within(space.clone(), metric, centroids, vec![0.0; buckets]);
     let mut first = vec![0; base.len()];
     untried.assign(&base.values, &mut first, &STOP)?;
     let mut squares = vec![(0.0f64, 0u32); buckets];
@@ -118,7 +118,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
         of.1 += 1;
     }
     let radii = squares.iter().map(|(sum, n)| (sum / f64::from(*n).max(1.0)).sqrt() as f32);
-    let router = Router::new(metric, dim, untried.centroids().to_vec(), radii.collect());
+    let router = Router::within(space, metric, untried.centroids().to_vec(), radii.collect());
     let assigned = start.elapsed();
 
     let start = Instant::now();
@@ -145,6 +145,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
         metric,
         rows: rows.len() as u64,
         buckets: own.len() as u32,
+        code_bits: routing.code_bits(),
     };
     let mut writer = Writer::in_memory(Layout::new(identity, plan.shapes())?)?;
     let mut vectors = rows.values.clone();
@@ -157,6 +158,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
     drop(vectors);
     encoded.iter().try_for_each(|bucket| writer.push_bucket(bucket))?;
     let arena = writer.finish()?;
+    println!("{:?}", routing.projection().subspace());
     println!(
         "{buckets} buckets: training {:.2} s, assignment {:.2} s, spilling {:.2} s, encoding {:.2} s",
         trained.as_secs_f64(),

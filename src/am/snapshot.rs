@@ -195,13 +195,13 @@ impl LiveSegment {
         let shapes = OnceCell::new();
         let load_shapes =
             || -> Read<Vec<BucketShape>> { segment.read_buckets(index, stored.buckets) };
-        let mut arena = open_arena(index, metric, dims, &segment);
+        let mut arena = open_arena(index, metric, dims, routing, &segment);
         let mut rebuilt = false;
         // Unless the janitor makes it, this scan reading pages meanwhile,
         if arena.is_none() && !background::announce_arenas(index) {
             // one backend makes it again; the others read pages.
             if let Some(_lock) = JobLock::try_arenas(index) {
-                arena = open_arena(index, metric, dims, &segment);
+                arena = open_arena(index, metric, dims, routing, &segment);
                 if arena.is_none() {
                     let shapes = load_shapes()?;
                     let router = &load_router(index, metric, dims, stored)?;

@@ -1,12 +1,15 @@
 //! What an arena holds of one bucket, and how it is made from rows.
 
-use super::format::{signs_padded, SpilledRow};
+use super::format::SpilledRow;
 use super::{Plan, RoutingArena};
+use crate::cluster::{project_rows, Stopped};
 use crate::metric::Metric;
-use crate::quant::{self, sign, Factors, Rotation};
-use crate::simd::{SignRows, SIGN_BLOCK};
+use crate::quant::sign::{self, Coding};
+use crate::quant::{self, Factors, Rotation};
+use crate::simd::{kernels, SignRows, SIGN_BLOCK};
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 /// The sign codes of a bucket's own rows, and behind them of rows spilled into it from others.
 #[derive(Clone, Copy, Debug)]
@@ -30,11 +33,19 @@ pub struct EncodedBucket {
     pub(super) codes: Vec<i8>,
 }
 
+/// A row to be encoded.
+#[derive(Clone, Copy)]
+struct Row<'v> {
+    vector: &'v [f32],
+    /// Its components with a code in a learned space; empty where none was learned.
+    lead: &'v [f32],
+}
+
 /// Encodes rows.
 struct Encoder<'r> {
     metric: Metric,
+    routing: &'r RoutingArena,
     rotation: &'r Rotation,
-    middle: &'r [f32],
     rotated: Vec<f32>,
     residual: Vec<f64>,
     unused: Vec<i8>,
@@ -47,8 +58,8 @@ impl<'r> Encoder<'r> {
         let stride = quant::stride(rotation.padded());
         Encoder {
             metric,
+            routing,
             rotation,
-            middle: routing.middle(),
             rotated: vec![0.0; rotation.padded()],
             residual: Vec::new(),
             unused: vec![0; stride],
@@ -56,55 +67,78 @@ impl<'r> Encoder<'r> {
     }
 
     /// Encodes a bucket: its own rows, and those spilled into it with the places of their own
-    /// codes, which are left out where there are no sign codes. `centroid` is rotated.
+    /// codes, which are left out where there are no sign codes.
     fn bucket<'v>(
         &mut self,
-        centroid: &[f32],
-        rows: impl ExactSizeIterator<Item = &'v [f32]>,
-        spilled: impl ExactSizeIterator<Item = (SpilledRow, &'v [f32])>,
+        bucket: u32,
+        rows: impl ExactSizeIterator<Item = Row<'v>>,
+        spilled: impl ExactSizeIterator<Item = (SpilledRow, Row<'v>)>,
     ) -> EncodedBucket {
         let stride = quant::stride(self.rotation.padded());
-        let padded = signs_padded(self.metric, self.rotation.dim());
         let mut out = EncodedBucket {
             factors: Vec::with_capacity(rows.len()),
             codes: vec![0; rows.len() * stride],
             ..EncodedBucket::default()
         };
-        if padded > 0 {
+        if let Some(coding) = self.routing.coding() {
             let blocks = (rows.len() + spilled.len()).div_ceil(SIGN_BLOCK);
-            out.signs = vec![0; blocks * sign::block_bytes(padded)];
+            out.signs = vec![0; blocks * sign::block_bytes(coding.code_bits())];
             let none = sign::SignFactors::NO_ROW;
             out.columns = [none.add, none.scale, none.error].map(|x| vec![x; blocks * SIGN_BLOCK]);
         }
-        let (metric, rounding) = (self.metric, self.rotation.rounding());
-        let mut place = 0;
-        for (row, codes) in rows.zip(0..) {
-            self.rotation.rotate(row, &mut self.rotated);
-            let codes = &mut out.codes[codes * stride..][..stride];
-            out.factors.push(quant::encode(
-                metric,
-                &self.rotated,
-                centroid,
-                rounding,
-                &mut self.residual,
-                codes,
+        let own = rows.len();
+        for (row, nth) in rows.zip(0..) {
+            out.factors.push(self.int8(
+                bucket,
+                row,
+                Some(&mut out.codes[nth * stride..][..stride]),
             ));
-            if padded > 0 {
-                out.push_signs(metric, &self.residual, centroid, self.middle, place);
-                place += 1;
-            }
+            self.signs(bucket, row, &mut out, nth);
         }
-        if padded > 0 {
-            for (spilled, row) in spilled {
-                self.rotation.rotate(row, &mut self.rotated);
-                let (residual, unused) = (&mut self.residual, &mut self.unused);
-                quant::encode(metric, &self.rotated, centroid, rounding, residual, unused);
-                out.push_signs(metric, &self.residual, centroid, self.middle, place);
+        if self.routing.coding().is_some() {
+            for ((spilled, row), place) in spilled.zip(own..) {
+                if row.lead.is_empty() {
+                    self.int8(bucket, row, None);
+                }
+                self.signs(bucket, row, &mut out, place);
                 out.spilled.push(spilled);
-                place += 1;
             }
         }
         out
+    }
+
+    /// Writes the int8 codes of a row, if they are wanted, and leaves its residual.
+    fn int8(&mut self, bucket: u32, row: Row<'_>, codes: Option<&mut [i8]>) -> Factors {
+        self.rotation.rotate(row.vector, &mut self.rotated);
+        let (centroid, rounding) = (self.routing.centroid(bucket), self.rotation.rounding());
+        let codes = codes.unwrap_or(&mut self.unused);
+        quant::encode(self.metric, &self.rotated, centroid, rounding, &mut self.residual, codes)
+    }
+
+    /// Adds the sign code of a row, if rows have any. Where no space was learned, its residual is
+    /// the one that [`Encoder::int8`] left.
+    fn signs(&mut self, bucket: u32, row: Row<'_>, out: &mut EncodedBucket, place: usize) {
+        let Some(coding) = self.routing.coding() else { return };
+        let lead = coding.components;
+        let (centroid, middle) =
+            (&self.routing.point(bucket)[..lead], &self.routing.middle()[..lead]);
+        let mut beyond = 0.0;
+        if !row.lead.is_empty() {
+            let square = |vector| f64::from((kernels().inner_product)(vector, vector));
+            let whole = square(row.vector);
+            let unit = match self.metric {
+                Metric::Cosine => 1.0 / whole.sqrt(),
+                _ => 1.0,
+            };
+            self.residual.clear();
+            let parts = row.lead.iter().zip(centroid);
+            self.residual.extend(parts.map(|(x, c)| f64::from(*x) * unit - f64::from(*c)));
+            if coding.beyond > 0.0 {
+                beyond = (whole - square(row.lead)).max(0.0) * unit * unit;
+            }
+        }
+        let row = sign::Row { residual: &self.residual, centroid, middle, beyond };
+        out.push_signs(self.metric, coding, &row, place);
     }
 }
 
@@ -126,7 +160,19 @@ pub fn encode_run(
         row += plan.shapes()[entry].rows as usize;
         spilled += plan.spilled(entry).len();
     }
-    let vector = |nth: usize| &vectors[nth * dim..(nth + 1) * dim];
+    let projection = routing.projection();
+    let lead = if projection.is_learned() { projection.lead() } else { 0 };
+    let mut leads = Vec::new();
+    if lead > 0 {
+        // The flag is nobody's.
+        let made =
+            project_rows(projection, routing.basis(), lead, vectors, &AtomicBool::new(false));
+        leads = made.unwrap_or_else(|Stopped| Vec::new());
+    }
+    let vector = |nth: usize| Row {
+        vector: &vectors[nth * dim..(nth + 1) * dim],
+        lead: &leads[nth * lead..(nth + 1) * lead],
+    };
     entries
         .into_par_iter()
         .zip(starts)
@@ -137,24 +183,17 @@ pub fn encode_run(
                 let rows = (row..row + shape.rows as usize).map(vector);
                 let of = |(nth, of): (usize, &SpilledRow)| (*of, vector(spilled + nth));
                 let spilled = plan.spilled(entry).iter().enumerate().map(of);
-                encoder.bucket(routing.centroid(shape.bucket), rows, spilled)
+                encoder.bucket(shape.bucket, rows, spilled)
             },
         )
         .collect()
 }
 
 impl EncodedBucket {
-    fn push_signs(
-        &mut self,
-        metric: Metric,
-        residual: &[f64],
-        centroid: &[f32],
-        middle: &[f32],
-        place: usize,
-    ) {
-        let bytes = sign::block_bytes(residual.len());
+    fn push_signs(&mut self, metric: Metric, coding: &Coding, row: &sign::Row<'_>, place: usize) {
+        let bytes = sign::block_bytes(coding.code_bits());
         let block = &mut self.signs[place / SIGN_BLOCK * bytes..][..bytes];
-        let factors = sign::encode(metric, residual, centroid, middle, block, place % SIGN_BLOCK);
+        let factors = sign::encode(metric, coding, row, block, place % SIGN_BLOCK);
         let parts = [factors.add, factors.scale, factors.error];
         self.columns.iter_mut().zip(parts).for_each(|(column, part)| column[place] = part);
     }

@@ -14,7 +14,7 @@ compile_error!("arenas are used in place and are little-endian");
 
 pub(super) const MAGIC: [u8; 8] = *b"driftseg";
 pub(super) const FOOTER_MAGIC: [u8; 8] = *b"gestfird";
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// Every part begins at a multiple of this: a cache line, and the widest register.
 pub(super) const ALIGN: u64 = 64;
 /// Where the table begins.
@@ -51,7 +51,9 @@ pub(super) struct Header {
     pub padding: [u8; 3],
     /// Entries of the table.
     pub entries: u32,
-    pub reserved: [u64; 4],
+    /// Bits of a row's sign code.
+    pub code_bits: u32,
+    pub reserved: [u32; 7],
 }
 
 const _: () = {
@@ -71,7 +73,8 @@ const _: () = {
     assert!(offset_of!(Header, metric) == 88);
     assert!(offset_of!(Header, padding) == 89);
     assert!(offset_of!(Header, entries) == 92);
-    assert!(offset_of!(Header, reserved) == 96);
+    assert!(offset_of!(Header, code_bits) == 96);
+    assert!(offset_of!(Header, reserved) == 100);
 };
 
 /// One bucket of an arena's table.
@@ -176,6 +179,8 @@ pub struct Identity {
     pub rows: u64,
     /// Buckets that the segment has rows of.
     pub buckets: u32,
+    /// Bits of a row's sign code, as its router has it; zero where there is none.
+    pub code_bits: u32,
 }
 
 /// A bucket to be written.
@@ -208,8 +213,8 @@ impl Layout {
     /// [`ArenaError::Layout`] when bucket ids do not ascend, shapes and identity do not agree, the
     /// dimensions are zero or above [`quant::MAX_DIM`], or the file could not be mapped.
     pub fn new(identity: Identity, shapes: &[BucketShape]) -> Result<Layout, ArenaError> {
-        let shape =
-            RowShape::new(identity.metric, identity.dim).ok_or(ArenaError::Layout("dimensions"))?;
+        let shape = RowShape::new(identity.dim, identity.code_bits)
+            .ok_or(ArenaError::Layout("dimensions"))?;
         const TOO_LARGE: ArenaError = ArenaError::Layout("too large");
         let own = shapes.iter().filter(|shape| shape.rows > 0).count();
         if own != identity.buckets as usize {
@@ -222,7 +227,7 @@ impl Layout {
             if !walk.ascends(of.bucket) {
                 return Err(ArenaError::Layout("bucket ids do not ascend"));
             }
-            if of.spilled > 0 && shape.padded == 0 {
+            if of.spilled > 0 && shape.code_bits == 0 {
                 return Err(ArenaError::Layout("spilled rows without sign codes"));
             }
             let entry = BucketEntry {
@@ -276,6 +281,7 @@ impl Layout {
             stride: self.shape.stride as u32,
             metric: self.identity.metric as u8,
             entries: self.entries.len() as u32,
+            code_bits: self.identity.code_bits,
             ..Header::zeroed()
         };
         header.crc = header.checksum();
@@ -289,24 +295,18 @@ impl Layout {
 pub(super) struct RowShape {
     /// Bytes from one row's int8 codes to the next.
     pub stride: usize,
-    /// Components with a sign code; zero where there are none.
-    pub padded: usize,
+    /// Bits of a sign code; zero where there are none.
+    pub code_bits: usize,
 }
 
 impl RowShape {
     /// The shape of rows of `dim` dimensions, if there can be any.
-    pub fn new(metric: Metric, dim: u32) -> Option<RowShape> {
+    pub fn new(dim: u32, code_bits: u32) -> Option<RowShape> {
         let dim = usize::try_from(dim).ok().filter(|&dim| dim > 0 && dim <= quant::MAX_DIM)?;
-        Some(RowShape { stride: quant::stride(dim), padded: signs_padded(metric, dim) })
-    }
-}
-
-/// Components of a row's sign code; zero where it has none.
-pub(super) fn signs_padded(metric: Metric, dim: usize) -> usize {
-    if sign::are_used(metric, dim) {
-        dim.next_multiple_of(sign::DIM_MULTIPLE)
-    } else {
-        0
+        let code_bits = usize::try_from(code_bits).ok()?;
+        let is_whole = code_bits.is_multiple_of(sign::DIM_MULTIPLE);
+        let most = sign::MOST_BITS * dim.next_multiple_of(sign::DIM_MULTIPLE);
+        (is_whole && code_bits <= most).then(|| RowShape { stride: quant::stride(dim), code_bits })
     }
 }
 
@@ -340,11 +340,11 @@ pub(super) struct Block {
 /// The block of so many rows. A stride has 17 bits at most, so nothing overflows.
 pub(super) fn block(rows: u32, spilled: u32, shape: RowShape) -> Block {
     let (own, spilled_rows) = (u64::from(rows), u64::from(spilled));
-    let blocks = match shape.padded {
+    let blocks = match shape.code_bits {
         0 => 0,
         _ => (own + spilled_rows).div_ceil(SIGN_BLOCK as u64),
     };
-    let columns = blocks * sign::block_bytes(shape.padded) as u64;
+    let columns = blocks * sign::block_bytes(shape.code_bits) as u64;
     let spilled = columns + blocks * (3 * SIGN_BLOCK * size_of::<f32>()) as u64;
     let spilled_end = spilled + spilled_rows * size_of::<SpilledRow>() as u64;
     let factors = spilled_end.next_multiple_of(ALIGN);

@@ -94,11 +94,12 @@ impl Arena {
             || header.metric != identity.metric as u8
             || header.rows != identity.rows
             || header.buckets != identity.buckets
+            || header.code_bits != identity.code_bits
         {
             return Err(ArenaError::OtherSegment);
         }
         let shape =
-            RowShape::new(identity.metric, header.dim).ok_or(ArenaError::Damaged("dimensions"))?;
+            RowShape::new(header.dim, header.code_bits).ok_or(ArenaError::Damaged("dimensions"))?;
         if header.stride as usize != shape.stride
             || header.table != TABLE
             || header.data != data_offset(header.entries)
@@ -130,7 +131,7 @@ impl Arena {
             if !walk.ascends(entry.bucket)
                 || entry.first_row != walk.row
                 || entry.offset != walk.offset
-                || (entry.spilled > 0 && shape.padded == 0)
+                || (entry.spilled > 0 && shape.code_bits == 0)
                 || walk.step(entry).is_none()
                 || walk.offset > header.footer
             {
@@ -195,7 +196,7 @@ impl Arena {
         let numbers = |start, end| -> Result<&[f32], ArenaError> {
             bytemuck::try_cast_slice(part(start, end)?).map_err(|_| OUTSIDE)
         };
-        let signs = if self.shape.padded > 0 {
+        let signs = if self.shape.code_bits > 0 {
             let column = (parts.spilled - parts.columns) / 3;
             let at = |nth| parts.columns + nth * column;
             let spilled = part(parts.spilled, parts.spilled_end)?;

@@ -11,19 +11,28 @@ const SEGMENT: u128 = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
 
 /// A bucket of so many rows, and spilled ones, with some numbers for codes.
 fn encoded(rows: u32, spilled: u32, dim: u32) -> EncodedBucket {
-    let shape = RowShape::new(Metric::L2, dim).unwrap();
+    let shape = RowShape::new(dim, code_bits(dim)).unwrap();
     let stride = shape.stride;
     let factor = |i| Factors { scale: i as f32, norm: -2.0 * i as f32, error: 0.5 };
     let code = |i: usize| if i % stride < dim as usize { (i * 37 + 11) as i8 } else { 0 };
     let codes = (0..rows as usize * stride).map(code).collect();
-    let blocks = if shape.padded == 0 { 0 } else { (rows + spilled).div_ceil(32) as usize };
+    let blocks = if shape.code_bits == 0 { 0 } else { (rows + spilled).div_ceil(32) as usize };
     let column = |part: usize| (0..blocks * 32).map(|i| (i * 3 + part) as f32).collect();
     EncodedBucket {
-        signs: (0..blocks * shape.padded * 4).map(|i| (i * 31 + 5) as u8).collect(),
+        signs: (0..blocks * shape.code_bits * 4).map(|i| (i * 31 + 5) as u8).collect(),
         columns: [column(0), column(1), column(2)],
         spilled: (0..spilled).map(|i| SpilledRow { entry: i, place: i * 7 }).collect(),
         factors: (0..rows).map(factor).collect(),
         codes,
+    }
+}
+
+/// Bits of a row's sign code: more than dimensions, as short rows have them.
+fn code_bits(dim: u32) -> u32 {
+    if dim < 64 {
+        0
+    } else {
+        dim.next_multiple_of(64) * 2
     }
 }
 
@@ -47,6 +56,7 @@ fn identity(dim: u32, shapes: &[(u32, u32)]) -> Identity {
         metric: Metric::L2,
         rows: shapes.iter().map(|s| u64::from(s.1)).sum(),
         buckets: shapes.iter().filter(|(_, rows)| *rows > 0).count() as u32,
+        code_bits: code_bits(dim),
     }
 }
 
@@ -270,6 +280,7 @@ fn an_arena_of_something_else_is_not_used() {
         Identity { metric: Metric::L1, ..own },
         Identity { rows: 9, ..own },
         Identity { buckets: 3, ..own },
+        Identity { code_bits: 64, ..own },
     ] {
         let opened = Arena::open(dir.path(), &name(), &other);
         assert!(matches!(opened, Err(ArenaError::OtherSegment)), "{other:?}");
@@ -350,7 +361,9 @@ fn layouts_are_checked() {
     bad(Identity { buckets: 3, ..own }, &shapes);
     bad(Identity { dim: 0, ..own }, &shapes);
     bad(Identity { dim: quant::MAX_DIM as u32 + 1, ..own }, &shapes);
-    bad(identity(u32::MAX, &shapes), &shapes);
+    bad(Identity { dim: u32::MAX, ..own }, &shapes);
+    bad(Identity { code_bits: 63, ..own }, &shapes);
+    bad(Identity { code_bits: 320, ..own }, &shapes);
     let spilled = [BucketShape { bucket: 1, rows: 1, spilled: 1 }];
     let refused = Layout::new(identity(63, &[(1, 1)]), &spilled);
     assert!(matches!(refused, Err(ArenaError::Layout(_))), "no sign codes, nothing to spill");

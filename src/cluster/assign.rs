@@ -249,6 +249,20 @@ impl Workspace {
         }
     }
 
+    /// For each of the first `rows` packed rows in turn calls `each` with its products with a
+    /// panel's centroids.
+    pub(super) fn products(
+        &mut self,
+        centroids: &PackedCentroids,
+        panel: usize,
+        rows: usize,
+        mut each: impl FnMut(usize, &[f32; TILE_COLS]),
+    ) {
+        self.multiply(kernels(), centroids, panel);
+        let products = self.products.as_flattened().as_chunks::<TILE_COLS>().0;
+        products.iter().enumerate().take(rows).for_each(|(row, products)| each(row, products));
+    }
+
     /// The products of all packed tiles and one panel.
     fn multiply(&mut self, k: &Kernels, centroids: &PackedCentroids, panel: usize) {
         let dim = centroids.dim;

@@ -10,13 +10,18 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub mod assign;
 mod groups;
 pub mod kmeans;
+mod principal;
 mod router;
 mod spill;
+mod subspace;
+mod training;
 mod two_level;
 
 pub use groups::Groups;
 pub use router::{product_reach, Router};
 pub use spill::NO_BUCKET;
+pub use subspace::{project_rows, VectorSpace};
+pub use training::{train, Trained};
 
 /// The caller's stop flag went up before the work was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

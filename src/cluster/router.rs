@@ -1,10 +1,12 @@
 //! The router: which buckets a row belongs to, and in what order a query looks into them.
 
+use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
 use super::assign::PackedCentroids;
 use super::spill::Neighbours;
+use super::subspace::VectorSpace;
 use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
 use super::Stopped;
 use crate::metric::Metric;
@@ -27,6 +29,9 @@ pub struct Router {
     dim: usize,
     centroids: Vec<f32>,
     radii: Vec<f32>,
+    space: VectorSpace,
+    /// The centroids in a learned space.
+    points: OnceLock<Vec<f32>>,
     /// Made by the first assignment; a search has no use for them.
     packed: OnceLock<PackedCentroids>,
     grouped: OnceLock<GroupedCentroids>,
@@ -40,12 +45,28 @@ impl Router {
     /// # Panics
     /// When the numbers of centroids and radii differ.
     pub fn new(metric: Metric, dim: usize, centroids: Vec<f32>, radii: Vec<f32>) -> Router {
+        Router::within(VectorSpace::plain(metric, dim), metric, centroids, radii)
+    }
+
+    /// The same where rows and centroids are compared in a space.
+    ///
+    /// # Panics
+    /// When the numbers of centroids and radii differ.
+    pub fn within(
+        space: VectorSpace,
+        metric: Metric,
+        centroids: Vec<f32>,
+        radii: Vec<f32>,
+    ) -> Router {
+        let dim = space.projection.dim();
         assert_eq!(Some(centroids.len()), radii.len().checked_mul(dim), "one radius a centroid");
         Router {
             metric,
             dim,
             centroids,
             radii,
+            space,
+            points: OnceLock::new(),
             packed: OnceLock::new(),
             grouped: OnceLock::new(),
             neighbours: OnceLock::new(),
@@ -87,25 +108,51 @@ impl Router {
         &self.radii
     }
 
+    /// The space rows and centroids are compared in.
+    pub fn space(&self) -> &VectorSpace {
+        &self.space
+    }
+
+    /// The centroids as they are compared, row-major, and how many components each has: in a
+    /// learned space its own, else all.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn points(&self, stop: &AtomicBool) -> Result<(&[f32], usize), Stopped> {
+        if !self.space.projection.is_learned() {
+            return Ok((&self.centroids, self.dim));
+        }
+        let made = || self.space.project_rows(&self.centroids, stop);
+        Ok((get_or_try_init(&self.points, made)?, self.space.projection.components()))
+    }
+
+    /// Rows as they are compared.
+    fn seen<'r>(&self, rows: &'r [f32], stop: &AtomicBool) -> Result<Cow<'r, [f32]>, Stopped> {
+        match self.space.projection.is_learned() {
+            true => Ok(Cow::Owned(self.space.project_rows(rows, stop)?)),
+            false => Ok(Cow::Borrowed(rows)),
+        }
+    }
+
     /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
     /// distance, whatever the metric. For [`Metric::Cosine`] the rows have unit length.
     ///
     /// Where there are many buckets and rows, one row in some hundreds may get a bucket that is
-    /// only nearly the nearest.
+    /// only nearly the nearest; in a learned space distances are those there.
     ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
-        let (centroids, dim) = (&self.centroids, self.dim);
+        let ((centroids, dim), rows) = (self.points(stop)?, self.seen(rows, stop)?);
         let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
             let grouped =
                 get_or_try_init(&self.grouped, || GroupedCentroids::new(centroids, dim, stop))?;
-            if grouped.nearest(rows, packed, out, stop)? {
+            if grouped.nearest(&rows, packed, out, stop)? {
                 return Ok(());
             }
         }
-        packed.nearest(rows, out, stop)
+        packed.nearest(&rows, out, stop)
     }
 
     /// Writes a second bucket for each row to `out`, of which `first` are the ones that
@@ -121,11 +168,11 @@ impl Router {
         out: &mut [u32],
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
-        let (centroids, dim) = (&self.centroids, self.dim);
+        let ((centroids, dim), rows) = (self.points(stop)?, self.seen(rows, stop)?);
         let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         let neighbours =
             get_or_try_init(&self.neighbours, || Neighbours::new(centroids, dim, packed, stop))?;
-        neighbours.spill(centroids, rows, dim, first, out, stop)
+        neighbours.spill(centroids, &rows, dim, first, out, stop)
     }
 
     /// Writes a score for each bucket to `out`; the least is to be looked into first.

@@ -8,7 +8,8 @@
 use super::region::{as_words, Graph, Region, Shape};
 use super::Corrupt;
 use crate::metric::Metric;
-use crate::quant::{self, sign, Rotation};
+use crate::quant::sign::{self, Coding};
+use crate::quant::{self, Rotation};
 use crate::simd::{kernels, SignRows, SIGN_BLOCK};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -131,7 +132,8 @@ impl Encoder {
         for (place, row) in self.rotated.chunks_exact(padded).enumerate() {
             let (metric, residual) = (self.metric, &mut self.residual);
             quant::encode(metric, row, centre, 0.0, residual, &mut self.unused);
-            let factors = sign::encode(metric, residual, centre, &middle, codes, place);
+            let row = sign::Row { residual, centroid: centre, middle: &middle, beyond: 0.0 };
+            let factors = sign::encode(metric, &Coding::signs(padded), &row, codes, place);
             columns[place] = factors.add;
             columns[SIGN_BLOCK + place] = factors.scale;
             columns[2 * SIGN_BLOCK + place] = factors.error;
@@ -153,7 +155,8 @@ impl Signed {
             let padded = encoder.rotation.padded();
             let rotated = &encoder.rotated[..padded];
             let length = (kernels().inner_product)(rotated, rotated).sqrt();
-            Some(Signed(sign::Query::new(metric, rotated, length, &vec![0.0; padded])))
+            let (coding, middle) = (Coding::signs(padded), vec![0.0; padded]);
+            Some(Signed(sign::Query::new(metric, &coding, rotated, 0.0, length, &middle)))
         })
     }
 }

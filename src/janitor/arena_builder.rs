@@ -177,6 +177,7 @@ impl ArenaBuilder<'_> {
             metric: self.metric,
             rows: shapes.iter().map(|shape| u64::from(shape.rows)).sum(),
             buckets: shapes.len() as u32,
+            code_bits: self.routing.code_bits(),
         };
         Layout::new(identity, plan.shapes())
     }

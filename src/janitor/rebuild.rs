@@ -6,12 +6,19 @@ use super::crew::Crew;
 use super::lock::JobLock;
 use super::sweep::arena_place;
 use super::{router, routing};
-use crate::arena::{self, Arena, ArenaError};
+use crate::arena::{self, Arena, ArenaError, RoutingArena};
 use crate::metric::Metric;
 use crate::page::{BucketShape, Index, Manifest, Read, Segment, View};
 
-/// Maps a segment's arena if it is there and sound; an unsound one is reported.
-pub fn open_arena(index: Index, metric: Metric, dims: usize, segment: &Segment) -> Option<Arena> {
+/// Maps a segment's arena if it is there and sound; an unsound one is reported. `routing` is that of
+/// the segment's router.
+pub fn open_arena(
+    index: Index,
+    metric: Metric,
+    dims: usize,
+    routing: &RoutingArena,
+    segment: &Segment,
+) -> Option<Arena> {
     let (directory, name) = arena_place(index, segment.id);
     let identity = arena::Identity {
         segment: segment.id.as_u128(),
@@ -19,6 +26,7 @@ pub fn open_arena(index: Index, metric: Metric, dims: usize, segment: &Segment) 
         metric,
         rows: segment.rows,
         buckets: (segment.buckets.bytes / size_of::<BucketShape>() as u64) as u32,
+        code_bits: routing.code_bits(),
     };
     match Arena::open(&directory, &name, &identity) {
         Ok(arena) => Some(arena),
@@ -63,7 +71,7 @@ pub fn rebuild_missing(index: Index) -> Read<Option<Rebuilt>> {
     let builder = ArenaBuilder { index, metric, dims, crew, router, routing };
     for segment in &manifest.segments {
         breathe();
-        if open_arena(index, metric, dims, segment).is_some() {
+        if open_arena(index, metric, dims, routing, segment).is_some() {
             continue;
         }
         let shapes = segment.read_buckets(index, stored.buckets)?;

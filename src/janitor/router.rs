@@ -2,10 +2,10 @@
 
 use super::crew::Crew;
 use super::rows::RowStore;
-use crate::cluster::{kmeans, Router, Stopped};
+use crate::cluster::{self, kmeans, Router, Stopped, Trained, VectorSpace};
 use crate::metric::Metric;
 use crate::page::{Column, Fault, Index, Read, RouterRef};
-use crate::quant;
+use crate::quant::{self, Projection, Subspace};
 use crate::search::Trial;
 use std::mem::size_of;
 
@@ -29,7 +29,7 @@ const FEWEST_TRIAL_QUERIES: usize = 48;
 const TRIAL_WORK: usize = 40_000_000_000;
 
 /// Trains centroids for the rows of `store`, and picks rows to try them with.
-pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Vec<f32>, Trial) {
+pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Trained, Trial) {
     let rows = store.len() as u64;
     let wanted = buckets_for(rows);
     let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
@@ -46,14 +46,16 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
         seed: rows,
         spherical: metric == Metric::Cosine,
     };
-    let centroids = crew.run(move |stop| {
+    let trained = crew.run(move |stop| {
         if metric == Metric::Cosine {
             normalize_rows(dims, &mut sample);
         }
-        kmeans::train(&sample, dims, &params, stop)
+        cluster::train(&sample, metric, dims, &params, stop)
     });
     // A stopped job has already ended the statement.
-    (centroids.unwrap_or_else(|Stopped| vec![0.0; dims]), trial)
+    let nothing =
+        |Stopped| Trained { centroids: vec![0.0; dims], space: VectorSpace::plain(metric, dims) };
+    (trained.unwrap_or_else(nothing), trial)
 }
 
 /// Takes `count` rows out of a sample, evenly: what a router is tried with is not what it was
@@ -94,14 +96,21 @@ pub fn normalize_rows(dims: usize, rows: &mut [f32]) {
     }
 }
 
-/// The bytes of a router's column: centroids, then radii.
+/// The bytes of a router's column: centroids, then radii, then its space if it is another than
+/// that of rows from which nothing was learned.
 pub fn encode(router: &Router) -> Vec<u8> {
     let mut bytes = bytemuck::cast_slice(router.centroids()).to_vec();
     bytes.extend_from_slice(bytemuck::cast_slice(router.radii()));
+    let space = router.space();
+    let subspace = space.projection.subspace();
+    if subspace != Subspace::PLAIN {
+        bytes.extend_from_slice(bytemuck::bytes_of(&subspace));
+        bytes.extend_from_slice(bytemuck::cast_slice(&space.basis));
+    }
     bytes
 }
 
-/// Length of the column of a router of so many buckets.
+/// Length of the column of a router of so many buckets, but for its space.
 pub fn encoded_len(dims: usize, buckets: usize) -> u64 {
     (buckets * (dims + 1) * size_of::<f32>()) as u64
 }
@@ -111,11 +120,25 @@ pub fn load(index: Index, metric: Metric, dims: usize, stored: &RouterRef) -> Re
     let column: &Column = &stored.column;
     let block = column.extents.first().map_or(0, |extent| extent.start);
     let buckets = stored.buckets as usize;
-    if column.bytes != encoded_len(dims, buckets) {
+    if column.bytes < encoded_len(dims, buckets) {
         return Err(Fault::damaged(block, "router length"));
     }
     let bytes = column.read_all(index)?;
-    let values: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+    let (numbers, space) = bytes.split_at(encoded_len(dims, buckets) as usize);
+    let space = decode_space(metric, dims, space).ok_or(Fault::damaged(block, "router space"))?;
+    let values: Vec<f32> = bytemuck::pod_collect_to_vec(numbers);
     let (centroids, radii) = values.split_at(buckets * dims);
-    Ok(Router::new(metric, dims, centroids.to_vec(), radii.to_vec()))
+    Ok(Router::within(space, metric, centroids.to_vec(), radii.to_vec()))
+}
+
+/// The space of a router from what follows its radii.
+fn decode_space(metric: Metric, dims: usize, bytes: &[u8]) -> Option<VectorSpace> {
+    if bytes.is_empty() {
+        return Some(VectorSpace::plain(metric, dims));
+    }
+    let (subspace, basis) = bytes.split_at_checked(size_of::<Subspace>())?;
+    let subspace: Subspace = bytemuck::pod_read_unaligned(subspace);
+    let projection = Projection::stored(metric, dims, subspace)?;
+    let fits = basis.len() == subspace.basis_len(dims) * size_of::<f32>();
+    fits.then(|| VectorSpace { projection, basis: bytemuck::pod_collect_to_vec(basis) })
 }

@@ -10,6 +10,7 @@ use crate::metric::Metric;
 use crate::page::{Identity, Index, Read, RouterRef};
 use crate::search::{groups, is_grouped};
 use pgrx::PgSqlErrorCode;
+use std::sync::atomic::AtomicBool;
 
 /// The routing arena of the router that a manifest names, and whether it had to be made.
 ///
@@ -43,7 +44,7 @@ pub fn open_or_make(
     let router = router::load(index, metric, dims, stored)?;
     let groups = match is_grouped(router.len()) {
         true => find_groups(&Crew::new(), &router),
-        false => Groups::one(router.centroids(), dims),
+        false => one_group(&router),
     };
     Ok((make_with(index, stored.column.id, &router, &groups), true))
 }
@@ -56,7 +57,15 @@ pub fn make(index: Index, crew: &Crew, id: Identity, router: &Router) -> Routing
 fn find_groups(crew: &Crew, router: &Router) -> Groups {
     let found = crew.run(|stop| groups(router, stop));
     // A stopped job has already ended the statement.
-    found.unwrap_or_else(|Stopped| Groups::one(router.centroids(), router.dim()))
+    found.unwrap_or_else(|Stopped| one_group(router))
+}
+
+fn one_group(router: &Router) -> Groups {
+    match router.points(&AtomicBool::new(false)) {
+        Ok((points, components)) => Groups::one(points, components),
+        // The flag is nobody's.
+        Err(Stopped) => Groups::one(&[], router.space().projection.components()),
+    }
 }
 
 fn make_with(index: Index, id: Identity, router: &Router, groups: &Groups) -> RoutingArena {

@@ -9,7 +9,7 @@ use super::routing;
 use super::rows::RowStore;
 use super::temp_file::TempFile;
 use crate::arena::RoutingArena;
-use crate::cluster::{Router, Stopped};
+use crate::cluster::{Router, Stopped, Trained};
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
@@ -57,13 +57,14 @@ impl SegmentBuilder<'_> {
         space: &mut Space,
     ) -> Read<(RouterRef, Segment)> {
         self.progress.begin(Phase::Train, store.len() as u64);
-        let (centroids, mut trial) = router::train(self.crew, self.metric, self.dims, store);
+        let (trained, mut trial) = router::train(self.crew, self.metric, self.dims, store);
+        let Trained { centroids, space: learned } = trained;
         let count = centroids.len() / self.dims;
-        let untried = Router::new(self.metric, self.dims, centroids, vec![0.0; count]);
+        let untried = Router::within(learned.clone(), self.metric, centroids, vec![0.0; count]);
         let unassigned = vec![UNASSIGNED; store.len()];
         let assigned = self.assign(&untried, store, unassigned, Some(&mut trial));
         let router =
-            Router::new(self.metric, self.dims, untried.centroids().to_vec(), assigned.radii);
+            Router::within(learned, self.metric, untried.centroids().to_vec(), assigned.radii);
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
         let column = ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes);

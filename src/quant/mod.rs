@@ -1,11 +1,13 @@
-//! Codes of vectors, and bounds of what they lose: one bit a component first, eight for the few
+//! Codes of vectors, and bounds of what they lose: few bits a component first, eight for the few
 //! rows that look near then.
 //!
 //! Both are made of a row's residual to the centroid of its bucket, under a random [`Rotation`]
-//! that spreads it evenly over the components. [`sign`] has the bits, and bounds that hold with the
-//! wanted probability. The rest of this page is about the other ones, whose bounds are certain.
+//! that spreads it evenly over the components. [`sign`] has the bits, of the components that a
+//! [`Projection`] picks, and bounds that hold with the wanted probability. The rest of this page is
+//! about the other ones, whose bounds are certain.
 //!
-//! A row is kept as the code of its residual: one byte a component and three [`Factors`]. From these and a query comes an [`Estimate`]: a value close to
+//! A row is kept as the code of its residual: one byte a component and three [`Factors`]. From
+//! these and a query comes an [`Estimate`]: a value close to
 //! [`Metric::rank`](crate::metric::Metric::rank) and a number it cannot be below. Rows whose bound
 //! already exceeds the k-th best exact rank need not be fetched.
 //!
@@ -19,12 +21,14 @@
 //! metric by metric. Nothing is trained: codes stay valid however the data drifts.
 
 pub mod approximate;
+mod projection;
 mod rotation;
 pub mod sign;
 mod sq8;
 #[cfg(test)]
 mod tests;
 
+pub use projection::{Projection, Subspace};
 pub use rotation::Rotation;
 pub use sq8::{encode, BucketQuery, Query};
 

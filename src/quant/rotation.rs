@@ -21,8 +21,8 @@ const ROUND: f64 = 1.01 / (1u64 << 24) as f64;
 
 /// A rotation of vectors of `dim` components into at least as many.
 ///
-/// It is the identity where there are no sign codes ([`sign::are_used`]). Otherwise it depends on
-/// the dimensions alone.
+/// Of an index's vectors it is the identity where there are no sign codes ([`sign::are_used`]).
+/// Otherwise it depends on the dimensions alone.
 #[derive(Clone, Debug)]
 pub struct Rotation {
     dim: usize,
@@ -37,7 +37,15 @@ impl Rotation {
         if !sign::are_used(metric, dim) {
             return Rotation { dim, padded: dim, signs: Vec::new() };
         }
-        let padded = dim.next_multiple_of(sign::DIM_MULTIPLE);
+        Rotation::padding(dim, dim.next_multiple_of(sign::DIM_MULTIPLE))
+    }
+
+    /// A rotation of so many components into as many, whatever it is for.
+    pub fn square(dim: usize) -> Rotation {
+        Rotation::padding(dim, dim)
+    }
+
+    fn padding(dim: usize, padded: usize) -> Rotation {
         let mut state = dim as u64;
         let rounds = if padded.is_power_of_two() { ROUNDS } else { ROUNDS_IN_PARTS };
         let signs =
@@ -64,6 +72,15 @@ impl Rotation {
         let (copy, padding) = out.split_at_mut(self.dim);
         copy.copy_from_slice(vector);
         padding.fill(0.0);
+        self.rotate_in_place(out);
+    }
+
+    /// The same for a vector that is there already, with zeroes behind it.
+    ///
+    /// # Panics
+    /// When it has not [`Rotation::padded`] components.
+    pub fn rotate_in_place(&self, out: &mut [f32]) {
+        assert_eq!(out.len(), self.padded, "dimensions");
         let block = self.block();
         let scale = 1.0 / (block as f32).sqrt();
         for (round, signs) in self.signs.chunks_exact(self.padded).enumerate() {

@@ -168,12 +168,11 @@ fn probes_until(routing: &RoutingArena, query: &[f32], mut wanted: Vec<(u32, u32
     if routing.identity().metric == Metric::Cosine {
         quant::normalize(query, &mut unit);
     }
-    let mut rotated = vec![0.0; routing.rotation().padded()];
-    routing.rotation().rotate(&unit, &mut rotated);
+    let point = routing.project(&unit);
     let mut looked_at = 0;
     let mut found = Vec::with_capacity(wanted.len());
-    let mut order = ProbeOrder::routed(routing, &rotated, 1);
-    while let Some(bucket) = order.next(Some((routing, &rotated))) {
+    let mut order = ProbeOrder::routed(routing, &point, 1);
+    while let Some(bucket) = order.next(Some((routing, &point))) {
         looked_at += 1;
         let before = wanted.len();
         wanted.retain(|(first, second)| *first != bucket && *second != bucket);

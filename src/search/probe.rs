@@ -4,7 +4,7 @@ use super::calibration::Calibration;
 use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::{product_reach, Groups, Router, Stopped};
 use crate::metric::Metric;
-use crate::quant::sign;
+use crate::quant::sign::{self, Coding};
 use crate::simd::{self, kernels, select};
 use std::sync::atomic::AtomicBool;
 
@@ -59,10 +59,11 @@ pub fn is_grouped(centroids: usize) -> bool {
 /// # Errors
 /// [`Stopped`] when the flag went up.
 pub fn groups(router: &Router, stop: &AtomicBool) -> Result<Groups, Stopped> {
+    let (points, components) = router.points(stop)?;
     if is_grouped(router.len()) {
-        Groups::new(router.centroids(), router.dim(), stop)
+        Groups::new(points, components, stop)
     } else {
-        Ok(Groups::one(router.centroids(), router.dim()))
+        Ok(Groups::one(points, components))
     }
 }
 
@@ -83,12 +84,11 @@ impl ProbeOrder {
         }
     }
 
-    /// Orders the buckets of a router for a rotated query, of which about `wanted` will be probed.
-    /// Under cosine the query has length one.
+    /// Orders the buckets of a router for a query, given as a point of its space, of which about
+    /// `wanted` will be probed. Under cosine the query has length one.
     pub fn routed(routing: &RoutingArena, query: &[f32], wanted: u64) -> ProbeOrder {
         let metric = routing.identity().metric;
-        let dim = routing.identity().dim as usize;
-        let estimates = sign::are_used(metric, dim) && routing.len() >= FEWEST_ESTIMATED;
+        let coding = routing.coding().filter(|_| routing.len() >= FEWEST_ESTIMATED);
         let reach = match metric {
             Metric::InnerProduct => product_reach(query, routing.rotation().dim()),
             _ => 0.0,
@@ -102,12 +102,10 @@ impl ProbeOrder {
             many => (0..many).map(score).collect(),
         };
         let wanted = usize::try_from(wanted).unwrap_or(usize::MAX);
-        let next = if estimates { wanted.saturating_mul(OVERSAMPLED) } else { wanted };
+        let next = if coding.is_some() { wanted.saturating_mul(OVERSAMPLED) } else { wanted };
         ProbeOrder {
             groups,
-            signs: estimates.then(|| {
-                sign::Query::new(routed_by(metric), query, routing.typical(), routing.middle())
-            }),
+            signs: coding.map(|coding| signs(routing, coding, query)),
             reach,
             runs: Vec::new(),
             next: next.max(FIRST),
@@ -175,7 +173,7 @@ impl ProbeOrder {
                 for (score, place) in scores.iter_mut().zip(group.places) {
                     let Some(bucket) = routing.bucket_at(place) else { continue };
                     if !estimated {
-                        *score = distance(metric, query, routing.centroid(bucket));
+                        *score = distance(metric, query, routing.point(bucket));
                     }
                     *score -= self.reach * routing.radii()[bucket as usize];
                 }
@@ -222,11 +220,11 @@ impl ProbeOrder {
         if let (Some(_), Some((routing, query))) = (&self.signs, routing) {
             let metric = routing.identity().metric;
             for (_, bucket) in batch.iter() {
-                simd::prefetch(bytemuck::cast_slice(routing.centroid(*bucket)));
+                simd::prefetch(bytemuck::cast_slice(routing.point(*bucket)));
             }
             for (score, bucket) in batch.iter_mut() {
                 let radius = if self.reach > 0.0 { routing.radii()[*bucket as usize] } else { 0.0 };
-                *score = distance(metric, query, routing.centroid(*bucket)) - self.reach * radius;
+                *score = distance(metric, query, routing.point(*bucket)) - self.reach * radius;
             }
         }
         batch.sort_unstable_by(|a, b| b.0.total_cmp(&a.0));
@@ -234,6 +232,16 @@ impl ProbeOrder {
         self.scored = self.scores.len();
         self.next = self.next.saturating_mul(GROWTH);
     }
+}
+
+/// The query as the codes of centroids take it: what these have beyond the components with a code
+/// are the other components of a point.
+fn signs(routing: &RoutingArena, coding: &Coding, query: &[f32]) -> sign::Query {
+    let (lead, beyond) = query.split_at(coding.components);
+    let beyond = (kernels().inner_product)(beyond, beyond);
+    let metric = routed_by(routing.identity().metric);
+    let middle = &routing.middle()[..coding.components];
+    sign::Query::new(metric, coding, lead, beyond, routing.typical(), middle)
 }
 
 /// The exact score of a centroid, but for the reach of a radius.

@@ -5,7 +5,8 @@ use super::probe::{Effort, ProbeOrder, FEWEST_ROWS};
 use super::shortlist::{Estimated, Shortlist};
 use crate::arena::{RoutingArena, SignCodes};
 use crate::metric::Metric;
-use crate::quant::{self, sign, BucketQuery, Estimate, Factors};
+use crate::quant::{self, approximate, BucketQuery, Estimate, Factors};
+use crate::simd::kernels;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -128,8 +129,8 @@ pub struct Search {
     metric: Metric,
     params: Params,
     query: Vec<f32>,
-    /// The query as the codes have it: rotated, under cosine of length one.
-    rotated: Vec<f32>,
+    /// The query as a point of the router's space, under cosine of length one.
+    point: Vec<f32>,
     coded: quant::Query,
     bucket: BucketQuery,
     estimates: Vec<Estimate>,
@@ -171,6 +172,7 @@ impl Search {
         let exact = params.effort.is_exact();
         let confidence = if exact { 1.0 } else { quant::likely(query.len()) };
         let mut rotated = routed;
+        let mut point = Vec::new();
         let mut rounding = 0.0;
         let mut probes = ProbeOrder::new(Vec::new());
         let mut shortlist = None;
@@ -179,9 +181,17 @@ impl Search {
             let unturned = std::mem::replace(&mut rotated, vec![0.0; rotation.padded()]);
             rotation.rotate(&unturned, &mut rotated);
             rounding = rotation.rounding();
-            probes = ProbeOrder::routed(routing, &rotated, params.effort.buckets(0));
-            if !params.effort.is_exact() && sign::are_used(metric, query.len()) {
-                shortlist = Some(Shortlist::new(routing, &rotated, confidence, params.expected));
+            point = match routing.projection().is_learned() {
+                true => routing.project(&unturned),
+                false => rotated.clone(),
+            };
+            probes = ProbeOrder::routed(routing, &point, params.effort.buckets(0));
+            if let Some(coding) = routing.coding().filter(|_| !exact) {
+                let square = (kernels().inner_product)(&unturned, &unturned);
+                let beyond = routing.projection().beyond(square, &point);
+                let signs = Shortlist::signs(routing, coding, &point, beyond);
+                let coded = approximate::Query::new(metric, &rotated, confidence);
+                shortlist = Some(Shortlist::new(signs, coded, params.expected));
             }
         }
         Search {
@@ -189,7 +199,7 @@ impl Search {
             params,
             query: query.to_vec(),
             coded: quant::Query::new(metric, &rotated, rounding),
-            rotated,
+            point,
             bucket: BucketQuery::default(),
             estimates: Vec::new(),
             confidence,
@@ -284,7 +294,7 @@ impl Search {
             if self.probed >= first && self.scanned >= self.params.max_rows {
                 return;
             }
-            let Some(bucket) = self.probes.next(Some((routing, &self.rotated))) else { return };
+            let Some(bucket) = self.probes.next(Some((routing, &self.point))) else { return };
             self.probed += 1;
             if let Some(following) = self.probes.following() {
                 for segment in 0..rows.segments() {
@@ -298,7 +308,7 @@ impl Search {
                     Bucket::Coded(codes) => {
                         if let (Some(shortlist), Some(signs)) = (&mut self.shortlist, codes.signs) {
                             self.scanned += (codes.factors.len() + signs.spilled.len()) as u64;
-                            shortlist.push(segment, bucket, routing.centroid(bucket), signs);
+                            shortlist.push(segment, bucket, routing.point(bucket), signs);
                             continue;
                         }
                         self.scanned += codes.factors.len() as u64;

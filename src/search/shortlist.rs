@@ -8,7 +8,8 @@
 use super::query::{Bucket, Coded, Rows};
 use crate::arena::{RoutingArena, SignCodes, SpilledRow};
 use crate::quant::approximate::{self, BucketQuery};
-use crate::quant::{sign, Factors};
+use crate::quant::sign::{self, Coding};
+use crate::quant::Factors;
 use crate::simd::{self, kernels, select};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
@@ -103,26 +104,34 @@ struct Target<'r> {
 }
 
 impl Shortlist {
-    /// An empty list for a rotated query, of length one under cosine, and a guess how many rows
-    /// will be wanted. `confidence` is that of bounds from int8 codes.
-    pub fn new(
+    /// A query as sign codes take it: its point in the router's space, and the square of what it
+    /// has beyond the components with a code. Under cosine it has length one.
+    pub fn signs(
         routing: &RoutingArena,
-        rotated: &[f32],
-        confidence: f32,
-        expected: usize,
-    ) -> Shortlist {
-        let metric = routing.identity().metric;
+        coding: &Coding,
+        point: &[f32],
+        beyond: f32,
+    ) -> sign::Query {
+        let (metric, typical) = (routing.identity().metric, routing.typical());
+        let lead = coding.components;
+        let (point, middle) = (&point[..lead], &routing.middle()[..lead]);
+        sign::Query::new(metric, coding, point, beyond, typical, middle)
+    }
+
+    /// An empty list for a query as its two kinds of codes take it, and a guess how many rows will
+    /// be wanted.
+    pub fn new(query: sign::Query, coded: approximate::Query, expected: usize) -> Shortlist {
         Shortlist {
-            query: sign::Query::new(metric, rotated, routing.typical(), routing.middle()),
+            query,
             expected: expected.max(1),
             horizon: f32::INFINITY,
             is_new: false,
-            coded: approximate::Query::new(metric, rotated, confidence),
+            coded,
             room: SPARE.take().unwrap_or_default(),
         }
     }
 
-    /// Adds the bounds of a bucket's rows.
+    /// Adds the bounds of a bucket's rows. `centroid` is its point in the router's space.
     pub fn push(&mut self, segment: u32, bucket: u32, centroid: &[f32], signs: SignCodes<'_>) {
         let (start, rows) = (self.room.bounds.len(), signs.rows.add.len());
         self.room.bounds.resize(start + rows, f32::NEG_INFINITY);

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
-use crate::cluster::kmeans::{self, Params as KmeansParams};
-use crate::cluster::{Groups, Router};
+use crate::cluster::kmeans::Params as KmeansParams;
+use crate::cluster::{self, Groups, Router};
 use crate::metric::Metric;
 use crate::quant::sign;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
@@ -39,8 +39,20 @@ impl Index {
             let centre = &centres[rng.random_range(0..centres.len())];
             centre.iter().map(|x| x + rng.random_range(-0.7f32..0.7)).collect()
         };
-        let mut segments: Vec<Vec<Vec<f32>>> =
-            sizes.iter().map(|size| (0..*size).map(|_| draw()).collect()).collect();
+        let mut rows = |size: &usize| (0..*size).map(|_| draw()).collect();
+        let segments: Vec<_> = sizes.iter().map(&mut rows).collect();
+        let sample = segments.concat();
+        Index::of(metric, dim, segments, &sample, seed)
+    }
+
+    /// An index of rows, segment by segment, whose router learns from a sample.
+    fn of(
+        metric: Metric,
+        dim: usize,
+        mut segments: Vec<Vec<Vec<f32>>>,
+        sample: &[Vec<f32>],
+        seed: u64,
+    ) -> Index {
         let unit = |row: &[f32]| {
             let mut unit = row.to_vec();
             if metric == Metric::Cosine {
@@ -48,14 +60,15 @@ impl Index {
             }
             unit
         };
-        let sample: Vec<f32> = segments.iter().flatten().flat_map(|row| unit(row)).collect();
+        let sample: Vec<f32> = sample.iter().flat_map(|row| unit(row)).collect();
         let spherical = metric == Metric::Cosine;
         let params = KmeansParams { clusters: 60, iterations: 5, seed, spherical };
-        let centroids = kmeans::train(&sample, dim, &params, &STOP).unwrap();
-        let buckets = centroids.len() / dim;
-        let router = Router::new(metric, dim, centroids, vec![0.5; buckets]);
+        let trained = cluster::train(&sample, metric, dim, &params, &STOP).unwrap();
+        let radii = vec![0.5; trained.centroids.len() / dim];
+        let router = Router::within(trained.space, metric, trained.centroids, radii);
         // Fewer are not grouped as a rule, but may be.
-        let groups = Groups::new(router.centroids(), dim, &STOP).unwrap();
+        let (points, components) = router.points(&STOP).unwrap();
+        let groups = Groups::new(points, components, &STOP).unwrap();
         let routing = RoutingArena::in_memory(1, &router, &groups).unwrap();
         let segments = segments
             .iter_mut()
@@ -88,6 +101,7 @@ impl Index {
                     metric,
                     rows: rows.len() as u64,
                     buckets: own.len() as u32,
+                    code_bits: routing.code_bits(),
                 };
                 let layout = Layout::new(identity, plan.shapes()).unwrap();
                 let mut writer = Writer::in_memory(layout).unwrap();
@@ -270,5 +284,52 @@ fn queries_that_are_no_numbers_still_get_every_row() {
                 );
             }
         }
+    }
+}
+
+/// Rows near a plane of few dimensions among many, about some centres in it.
+fn flat_rows(dim: usize, count: usize, seed: u64) -> Vec<Vec<f32>> {
+    let mut rng = SmallRng::seed_from_u64(77);
+    let axes: Vec<Vec<f32>> =
+        (0..12).map(|_| (0..dim).map(|_| rng.random_range(-1.0f32..1.0)).collect()).collect();
+    let centres: Vec<Vec<f32>> =
+        (0..30).map(|_| (0..12).map(|_| rng.random_range(-2.0f32..2.0)).collect()).collect();
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let row = |_| {
+        let mut row: Vec<f32> = (0..dim).map(|_| rng.random_range(-0.05f32..0.05)).collect();
+        let centre = &centres[rng.random_range(0..centres.len())];
+        for (axis, at) in axes.iter().zip(centre) {
+            let at = at + rng.random_range(-1.0f32..1.0);
+            row.iter_mut().zip(axis).for_each(|(x, a)| *x += at * a);
+        }
+        row
+    };
+    (0..count).map(row).collect()
+}
+
+#[test]
+fn rows_unlike_those_learned_from_are_found_too() {
+    let dim = 200;
+    for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct] {
+        let like = flat_rows(dim, 5000, 1);
+        let mut rng = SmallRng::seed_from_u64(8);
+        let unlike: Vec<Vec<f32>> =
+            (0..600).map(|_| (0..dim).map(|_| rng.random_range(-3.0f32..3.0)).collect()).collect();
+        let index = Index::of(metric, dim, vec![like.clone(), unlike.clone()], &like, 1);
+        assert!(index.routing.projection().is_learned(), "{metric:?}");
+        assert!(index.routing.projection().components() < dim);
+        let near = |row: &Vec<f32>| row.iter().map(|x| x * 1.01 + 0.01).collect();
+        let queries = flat_rows(dim, 8, 2).into_iter().chain(unlike.iter().take(8).map(near));
+        let (mut found, mut wanted) = (0, 0);
+        for query in queries {
+            let ranks = index.ranks(&query);
+            let exact: Vec<f64> =
+                index.search(&query, exact(), usize::MAX).iter().map(|hit| hit.rank).collect();
+            assert_eq!(exact, ranks, "{metric:?}");
+            let hits = index.search(&query, params(Effort::of(1000), Order::Off), 10);
+            found += hits.iter().filter(|hit| hit.rank <= ranks[9]).count();
+            wanted += 10;
+        }
+        assert!(found * 100 >= wanted * 96, "{metric:?}: {found} of {wanted}");
     }
 }

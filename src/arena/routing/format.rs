@@ -3,9 +3,10 @@
 //! ```text
 //!      0  header, 128 bytes: magic, version, CRC32 of itself, router,
 //!         dimensions, padded dimensions, buckets, metric, length,
-//!         CRC32 of all below, groups, places
-//!    128  middle of the rotated centroids, 4 bytes a padded component
-//!      *  rotated centres of the groups, 4 bytes a padded component
+//!         CRC32 of all below, groups, places, subspace
+//!    128  directions of the subspace, 4 bytes a dimension
+//!      *  middle of the points, 4 bytes a component
+//!      *  centres of the groups, 4 bytes a component
 //!      *  spreads of the groups, 4 bytes each
 //!      *  first place of each group, 4 bytes, and the number of places
 //!      *  number of the centroid at each place, 4 bytes, or !0 for none
@@ -13,28 +14,32 @@
 //!      *  columns add, scale and error of the sign codes, 4 bytes a place
 //!      *  sign codes of the centroids about their group's centre, in blocks
 //!         of 32 places
-//!      *  CRC32 of each rotated centroid
+//!      *  CRC32 of each point, and of each rotated centroid
+//!      *  points, 4 bytes a component
 //!      *  rotated centroids, 4 bytes a padded component
 //! ```
 //!
+//! A point is a centroid in the subspace ([`Projection`]). Where none was learned, there are no
+//! directions and no points: these are the rotated centroids then.
+//!
 //! The places of a group begin at a multiple of 32; those left over have no centroid. The header's
-//! checksum of what follows it ends where the centroids begin. These are checked one by one when
+//! checksum of what follows it ends where the points begin. These are checked one by one when
 //! they are first touched, so that opening takes a small part of reading the file.
 //!
 //! Where an index has no sign codes ([`sign::are_used`]) the columns and codes are left out, and
 //! the rotation is the identity. All numbers are little-endian, every part begins at a multiple
 //! of 64.
 
-use crate::arena::format::signs_padded;
 use crate::metric::Metric;
-use crate::quant::{self, sign};
+use crate::quant::sign::{self, Coding};
+use crate::quant::{self, Projection, Subspace};
 use crate::simd::SIGN_BLOCK;
 use bytemuck::{Pod, Zeroable};
 use std::mem::offset_of;
 use std::ops::Range;
 
 pub const MAGIC: [u8; 8] = *b"driftrtr";
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 const ALIGN: usize = 64;
 const MAX_BYTES: usize = isize::MAX as usize / 2;
 
@@ -64,7 +69,8 @@ pub struct Header {
     pub padding: [u8; 3],
     pub groups: u32,
     pub places: u32,
-    pub reserved: [u64; 7],
+    pub subspace: Subspace,
+    pub reserved: [u64; 4],
 }
 
 const _: () = {
@@ -78,7 +84,8 @@ const _: () = {
     assert!(offset_of!(Header, metric) == 60);
     assert!(offset_of!(Header, groups) == 64);
     assert!(offset_of!(Header, places) == 68);
-    assert!(offset_of!(Header, reserved) == 72);
+    assert!(offset_of!(Header, subspace) == 72);
+    assert!(offset_of!(Header, reserved) == 96);
 };
 
 impl Header {
@@ -104,15 +111,18 @@ pub struct RoutingIdentity {
 
 /// Components of a rotated centroid.
 pub fn padded(identity: &RoutingIdentity) -> usize {
-    match signs_padded(identity.metric, identity.dim as usize) {
-        0 => identity.dim as usize,
-        padded => padded,
+    let dim = identity.dim as usize;
+    if sign::are_used(identity.metric, dim) {
+        dim.next_multiple_of(sign::DIM_MULTIPLE)
+    } else {
+        dim
     }
 }
 
 /// Where the parts are, in bytes from the begin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Parts {
+    pub basis: Range<usize>,
     pub middle: Range<usize>,
     pub centres: Range<usize>,
     pub spreads: Range<usize>,
@@ -121,14 +131,21 @@ pub struct Parts {
     pub radii: Range<usize>,
     pub columns: [Range<usize>; 3],
     pub codes: Range<usize>,
+    pub point_crcs: Range<usize>,
     pub centroid_crcs: Range<usize>,
+    pub points: Range<usize>,
     pub centroids: Range<usize>,
     pub length: usize,
 }
 
 impl Parts {
     /// None when the numbers do not fit together, or the file would be too large.
-    pub fn of(identity: &RoutingIdentity, groups: u32, places: u32) -> Option<Parts> {
+    pub fn of(
+        identity: &RoutingIdentity,
+        projection: &Projection,
+        groups: u32,
+        places: u32,
+    ) -> Option<Parts> {
         let dim =
             usize::try_from(identity.dim).ok().filter(|dim| (1..=quant::MAX_DIM).contains(dim))?;
         let (buckets, places) = (identity.buckets as usize, places as usize);
@@ -136,7 +153,8 @@ impl Parts {
         if !places.is_multiple_of(SIGN_BLOCK) || places < buckets || groups == 0 {
             return None;
         }
-        let (signs, padded) = (signs_padded(identity.metric, dim), padded(identity));
+        let (padded, components) = (padded(identity), projection.components());
+        let code_bits = projection.coding().map_or(0, Coding::code_bits);
         let mut end = size_of::<Header>();
         let mut part = |count: usize, bytes_each: usize| {
             let start = end.next_multiple_of(ALIGN);
@@ -145,17 +163,21 @@ impl Parts {
             Some(start..end)
         };
         const NUMBER: usize = size_of::<u32>();
-        let of_signs = if signs > 0 { places } else { 0 };
+        let coded = if code_bits > 0 { places } else { 0 };
+        let points = if projection.is_learned() { buckets } else { 0 };
         let parts = Parts {
-            middle: part(padded, NUMBER)?,
-            centres: part(groups, padded.checked_mul(NUMBER)?)?,
+            basis: part(projection.subspace().basis_len(dim), NUMBER)?,
+            middle: part(components, NUMBER)?,
+            centres: part(groups, components.checked_mul(NUMBER)?)?,
             spreads: part(groups, NUMBER)?,
             first_places: part(groups.checked_add(1)?, NUMBER)?,
             numbers: part(places, NUMBER)?,
             radii: part(buckets, NUMBER)?,
-            columns: [part(of_signs, NUMBER)?, part(of_signs, NUMBER)?, part(of_signs, NUMBER)?],
-            codes: part(places / SIGN_BLOCK, sign::block_bytes(signs))?,
+            columns: [part(coded, NUMBER)?, part(coded, NUMBER)?, part(coded, NUMBER)?],
+            codes: part(places / SIGN_BLOCK, sign::block_bytes(code_bits))?,
+            point_crcs: part(points, NUMBER)?,
             centroid_crcs: part(buckets, NUMBER)?,
+            points: part(points, components.checked_mul(NUMBER)?)?,
             centroids: part(buckets, padded.checked_mul(NUMBER)?)?,
             length: 0,
         };

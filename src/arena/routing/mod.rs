@@ -1,8 +1,10 @@
 //! The router's own arena: what a search needs of all centroids, in one mmapped file.
 //!
 //! Like a segment's arena it is derived, recognised by a random id, checked before it is used, and
-//! never changed once it has its name. The centroids are in groups about centres: of many, a search
-//! looks at those of the nearest groups only. [`format`] draws the bytes.
+//! never changed once it has its name. It has each centroid twice: whole, for int8 codes, and as a
+//! point of the space that was learned with it ([`Projection`]), for all else. The points are in
+//! groups about centres: of many, a search looks at those of the nearest groups only. [`format`]
+//! draws the bytes.
 
 mod encode;
 mod format;
@@ -14,7 +16,8 @@ use super::writer::anonymous;
 use super::{ArenaError, ArenaName};
 use crate::cluster::{Groups, Router};
 use crate::metric::Metric;
-use crate::quant::{sign, Rotation};
+use crate::quant::sign::{self, Coding};
+use crate::quant::{Projection, Rotation};
 use crate::simd::{SignRows, SIGN_BLOCK};
 use encode::{encode, identity};
 use format::{padded, Header, Parts, MAGIC, NO_CENTROID, VERSION};
@@ -25,24 +28,44 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// A mapped routing arena. All but its centroids was checked when it was opened.
+/// A mapped routing arena. All but its points and centroids was checked when it was opened.
 #[derive(Debug)]
 pub struct RoutingArena {
     map: Mmap,
-    /// One bit a centroid: it was found to be what was written.
-    sound: Box<[AtomicU64]>,
+    /// What was found to be what was written.
+    sound_points: Bits,
+    sound_centroids: Bits,
     damaged: AtomicBool,
     identity: RoutingIdentity,
     groups: usize,
     parts: Parts,
     typical: f32,
     rotation: Rotation,
+    projection: Projection,
+}
+
+/// One bit a bucket.
+#[derive(Debug)]
+struct Bits(Box<[AtomicU64]>);
+
+impl Bits {
+    fn new(count: u32) -> Bits {
+        Bits((0..count.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn is_set(&self, number: usize) -> bool {
+        self.0[number / 64].load(Ordering::Relaxed) & 1 << (number % 64) != 0
+    }
+
+    fn set(&self, number: usize) {
+        self.0[number / 64].fetch_or(1 << (number % 64), Ordering::Relaxed);
+    }
 }
 
 /// Centroids that are near to each other.
 #[derive(Clone, Debug)]
 pub struct Group<'a> {
-    /// Rotated.
+    /// A point, as those of the centroids.
     pub centre: &'a [f32],
     /// The root mean square distance of the rows of its buckets to the centre.
     pub spread: f32,
@@ -139,7 +162,10 @@ impl RoutingArena {
         {
             return Err(ArenaError::OtherSegment);
         }
-        let parts = Parts::of(identity, header.groups, header.places);
+        let dim = identity.dim as usize;
+        let projection = Projection::stored(identity.metric, dim, header.subspace);
+        let projection = projection.ok_or(ArenaError::Damaged("subspace"))?;
+        let parts = Parts::of(identity, &projection, header.groups, header.places);
         let parts = parts.ok_or(ArenaError::Damaged("dimensions"))?;
         if header.length != map.len() as u64
             || parts.length != map.len()
@@ -147,7 +173,7 @@ impl RoutingArena {
         {
             return Err(ArenaError::Damaged("length"));
         }
-        if crc32fast::hash(&map[size_of::<Header>()..parts.centroids.start]) != header.body_crc {
+        if crc32fast::hash(&map[size_of::<Header>()..parts.points.start]) != header.body_crc {
             return Err(ArenaError::Damaged("codes of centroids"));
         }
         let first_places: &[u32] = bytemuck::cast_slice(&map[parts.first_places.clone()]);
@@ -165,9 +191,11 @@ impl RoutingArena {
             typical: header.typical,
             groups: header.groups as usize,
             identity: *identity,
-            sound: (0..identity.buckets.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
+            sound_points: Bits::new(identity.buckets),
+            sound_centroids: Bits::new(identity.buckets),
             damaged: AtomicBool::new(false),
-            rotation: Rotation::new(identity.metric, identity.dim as usize),
+            rotation: Rotation::new(identity.metric, dim),
+            projection,
             parts,
             map,
         })
@@ -178,9 +206,39 @@ impl RoutingArena {
         &self.identity
     }
 
-    /// What centroids and rows are rotated by.
+    /// What whole centroids and rows are rotated by.
     pub fn rotation(&self) -> &Rotation {
         &self.rotation
+    }
+
+    /// What makes points of centroids, rows and queries.
+    pub fn projection(&self) -> &Projection {
+        &self.projection
+    }
+
+    /// How rows' points become codes, if they do.
+    pub fn coding(&self) -> Option<&Coding> {
+        self.projection.coding()
+    }
+
+    /// Bits of a row's sign code; zero if rows have none.
+    pub fn code_bits(&self) -> u32 {
+        self.coding().map_or(0, |coding| coding.code_bits() as u32)
+    }
+
+    /// The directions of the space, as [`Projection::project`] takes them.
+    pub fn basis(&self) -> &[f32] {
+        self.floats(&self.parts.basis)
+    }
+
+    /// The point of a vector.
+    ///
+    /// # Panics
+    /// When it has another number of dimensions.
+    pub fn project(&self, vector: &[f32]) -> Vec<f32> {
+        let mut point = vec![0.0; self.projection.components()];
+        self.projection.project(self.basis(), vector, &mut point);
+        point
     }
 
     /// How many buckets there are.
@@ -193,12 +251,12 @@ impl RoutingArena {
         self.len() == 0
     }
 
-    /// Length of a typical centroid.
+    /// Length of a typical centroid in the components with a code.
     pub fn typical(&self) -> f32 {
         self.typical
     }
 
-    /// The mean of all rotated centroids, which sign codes are told.
+    /// The mean of all points, which sign codes are told.
     pub fn middle(&self) -> &[f32] {
         self.floats(&self.parts.middle)
     }
@@ -210,10 +268,10 @@ impl RoutingArena {
 
     /// A group. Panics when there is no such group.
     pub fn group(&self, nth: usize) -> Group<'_> {
-        let padded = padded(&self.identity);
+        let components = self.projection.components();
         let first: &[u32] = bytemuck::cast_slice(&self.map[self.parts.first_places.clone()]);
         Group {
-            centre: &self.floats(&self.parts.centres)[nth * padded..][..padded],
+            centre: &self.floats(&self.parts.centres)[nth * components..][..components],
             spread: self.floats(&self.parts.spreads)[nth],
             places: first[nth] as usize..first[nth + 1] as usize,
         }
@@ -231,32 +289,54 @@ impl RoutingArena {
         self.floats(&self.parts.radii)
     }
 
-    /// The rotated centroid of a bucket. One that is not what was written makes the arena
+    /// The centroid of a bucket as a point. One that is not what was written makes the arena
     /// [`RoutingArena::is_damaged`]; searches are led astray by it. Panics when there is no such
     /// bucket.
+    pub fn point(&self, bucket: u32) -> &[f32] {
+        if !self.projection.is_learned() {
+            return self.centroid(bucket);
+        }
+        let (parts, components) = (&self.parts, self.projection.components());
+        self.checked(&parts.points, &parts.point_crcs, &self.sound_points, components, bucket)
+    }
+
+    /// The rotated centroid of a bucket, for its int8 codes. Of one that is not what was written
+    /// the same is true as of a [`RoutingArena::point`]. Panics when there is no such bucket.
     pub fn centroid(&self, bucket: u32) -> &[f32] {
-        let (padded, number) = (padded(&self.identity), bucket as usize);
-        let centroid = &self.floats(&self.parts.centroids)[number * padded..][..padded];
-        let (word, bit) = (&self.sound[number / 64], 1 << (number % 64));
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            let crcs: &[u32] = bytemuck::cast_slice(&self.map[self.parts.centroid_crcs.clone()]);
-            if crc32fast::hash(bytemuck::cast_slice(centroid)) == crcs[number] {
-                word.fetch_or(bit, Ordering::Relaxed);
+        let (parts, padded) = (&self.parts, padded(&self.identity));
+        self.checked(&parts.centroids, &parts.centroid_crcs, &self.sound_centroids, padded, bucket)
+    }
+
+    fn checked(
+        &self,
+        vectors: &Range<usize>,
+        crcs: &Range<usize>,
+        sound: &Bits,
+        components: usize,
+        bucket: u32,
+    ) -> &[f32] {
+        let number = bucket as usize;
+        let vector = &self.floats(vectors)[number * components..][..components];
+        if !sound.is_set(number) {
+            let crcs: &[u32] = bytemuck::cast_slice(&self.map[crcs.clone()]);
+            if crc32fast::hash(bytemuck::cast_slice(vector)) == crcs[number] {
+                sound.set(number);
             } else {
                 self.damaged.store(true, Ordering::Relaxed);
             }
         }
-        centroid
+        vector
     }
 
-    /// Whether a centroid that was touched was not what was written.
+    /// Whether a point or centroid that was touched was not what was written.
     pub fn is_damaged(&self) -> bool {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Checks all centroids, and whether the arena is what was written then.
+    /// Checks all points and centroids, and whether the arena is what was written then.
     pub fn is_sound(&self) -> bool {
         (0..self.identity.buckets).for_each(|bucket| {
+            self.point(bucket);
             self.centroid(bucket);
         });
         !self.is_damaged()
@@ -266,10 +346,7 @@ impl RoutingArena {
     /// none.
     pub fn signs(&self, group: &Group<'_>) -> Option<(&[u8], SignRows<'_>)> {
         let codes = &self.map[self.parts.codes.clone()];
-        if codes.is_empty() {
-            return None;
-        }
-        let block_bytes = sign::block_bytes(padded(&self.identity));
+        let block_bytes = sign::block_bytes(self.coding()?.code_bits());
         let Range { start, end } = group.places;
         let codes = &codes[start / SIGN_BLOCK * block_bytes..end / SIGN_BLOCK * block_bytes];
         let columns = self.parts.columns.each_ref();
@@ -295,6 +372,8 @@ pub fn routed_by(metric: Metric) -> Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::VectorSpace;
+    use crate::quant::Subspace;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -348,13 +427,58 @@ mod tests {
         }
     }
 
+    /// A router of vectors that lie along few axes, in a space of these.
+    fn learned(metric: Metric, dim: usize, buckets: usize) -> Router {
+        let (components, lead, bits, reserved) = (48, 32, 2, 0);
+        let subspace = Subspace { components, lead, bits, beyond: 5.0, usual: 1.0, reserved };
+        let projection = Projection::stored(metric, dim, subspace).unwrap();
+        let axis = |nth: usize| (0..dim).map(move |at| if at == nth { 1.0 } else { 0.0 });
+        let basis = (0..48).flat_map(axis).collect();
+        let plain = router(metric, dim, buckets);
+        let space = VectorSpace { projection, basis };
+        Router::within(space, metric, plain.centroids().to_vec(), plain.radii().to_vec())
+    }
+
+    #[test]
+    fn a_learned_space_is_read_as_it_was_written() {
+        for (metric, buckets) in [(Metric::L2, 70), (Metric::Cosine, 5)] {
+            let dir = tempfile::tempdir().unwrap();
+            let name = ArenaName::new("5", 9).unwrap();
+            let router = learned(metric, 100, buckets);
+            let (points, components) = router.points(&STOP).unwrap();
+            let groups = Groups::new(points, components, &STOP).unwrap();
+            RoutingArena::create(dir.path(), &name, 9, &router, &groups).unwrap();
+            let arena = RoutingArena::open(dir.path(), &name, &identity(9, &router)).unwrap();
+            let space = router.space();
+            assert_eq!(arena.projection().subspace(), space.projection.subspace());
+            assert_eq!(arena.basis(), space.basis);
+            assert_eq!(arena.code_bits(), 64);
+            assert_eq!(arena.middle().len(), 48);
+            for bucket in 0..buckets {
+                let point = arena.point(bucket as u32);
+                let own = &points[bucket * 48..][..48];
+                assert_eq!(point, own);
+                let vector = arena.project(router.centroid(bucket));
+                assert!(vector.iter().zip(own).all(|(a, b)| (a - b).abs() < 1e-4));
+                assert_eq!(arena.centroid(bucket as u32).len(), 128);
+            }
+            assert!(arena.is_sound());
+            for nth in 0..arena.groups() {
+                let group = arena.group(nth);
+                let (codes, rows) = arena.signs(&group).unwrap();
+                assert_eq!(codes.len(), rows.add.len() * 8);
+            }
+        }
+    }
+
     #[test]
     fn another_router_is_refused_and_so_is_every_damaged_byte() {
         let dir = tempfile::tempdir().unwrap();
         let name = ArenaName::new("5", 9).unwrap();
-        let router = router(Metric::L2, 64, 3);
+        let router = learned(Metric::L2, 64, 3);
         let own = identity(9, &router);
-        let groups = Groups::one(router.centroids(), 64);
+        let (points, components) = router.points(&STOP).unwrap();
+        let groups = Groups::one(points, components);
         RoutingArena::create(dir.path(), &name, 9, &router, &groups).unwrap();
         for other in [
             RoutingIdentity { router: 8, ..own },
