@@ -5,7 +5,7 @@
 //! | layer | what it knows |
 //! |---|---|
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
-//! | [`quant`] | rotation, sign codes and int8 codes of residuals, and the bounds of their error |
+//! | [`quant`] | projection, rotation, short codes and int8 codes of residuals, and the bounds of their error |
 //! | [`cluster`] | k-means, the router over its centroids, second buckets, groups of centroids |
 //! | [`graph`] | an HNSW over f32 vectors in shared memory, with sign and int8 codes beside them |
 //! | [`arena`] | mmapped files of codes, derived from pages |

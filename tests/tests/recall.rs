@@ -10,6 +10,8 @@ use harness::data::{bvecs, fvecs, ivecs, Words};
 use harness::oracle::{compare, require_index_scan, require_quiet_log, Distance, DISTANCES};
 use harness::vector::{BinaryCopy, Field, Vector};
 use postgres::Client;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::collections::HashSet;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -181,6 +183,67 @@ fn on_an_index_that_was_there_before_its_rows() -> Result<()> {
     insert(&mut client, &base[1..], 1)?;
     client.batch_execute("ANALYZE t")?;
     measure(&mut client, COSINE, queries, "words, inserted after CREATE INDEX")?;
+    require_quiet_log(&cluster.log())
+}
+
+/// Vectors near a plane of few dimensions among many, about some points of it; another number makes
+/// another plane.
+fn planar(count: usize, dims: usize, plane: u64) -> Vec<Vec<f32>> {
+    let mut rng = StdRng::seed_from_u64(plane);
+    let mut draw = |count: usize, spread: f32| -> Vec<f32> {
+        (0..count).map(|_| rng.random_range(-spread..spread)).collect()
+    };
+    let axes: Vec<Vec<f32>> = (0..20).map(|_| draw(dims, 1.0)).collect();
+    let centres: Vec<Vec<f32>> = (0..100).map(|_| draw(axes.len(), 2.0)).collect();
+    let row = |nth: usize| {
+        let mut row = draw(dims, 0.3);
+        let about = centres[nth * 7 % centres.len()].iter().zip(draw(axes.len(), 1.0));
+        for (axis, (centre, x)) in axes.iter().zip(about) {
+            row.iter_mut().zip(axis).for_each(|(sum, along)| *sum += (centre + x) * along);
+        }
+        row
+    };
+    (0..count).map(row).collect()
+}
+
+#[test]
+fn on_rows_that_leave_the_plane_the_index_was_built_on() -> Result<()> {
+    let dims = 384;
+    let (old, new) = (planar(12_000, dims, 1), planar(5_100, dims, 2));
+    let (old_queries, old) = old.split_at(100);
+    let (new_queries, new) = new.split_at(100);
+    let queries = [old_queries, new_queries].concat();
+    let cluster = Cluster::builder().start()?;
+    let mut client = cluster.connect()?;
+    load(&mut client, old, false)?;
+    for distance in [L2, COSINE] {
+        build(&mut client, distance)?;
+    }
+    client.batch_execute("ANALYZE t")?;
+    let check = |client: &mut Client, step: &str| -> Result<()> {
+        for distance in [L2, COSINE] {
+            for query in queries.iter().step_by(40) {
+                compare(client, "t", distance, &format!("{query:?}"), Some(100))
+                    .with_context(|| step.to_owned())?;
+            }
+            measure(client, distance, old_queries, &format!("{step}, queries of old rows"))?;
+            measure(client, distance, new_queries, &format!("{step}, queries of new rows"))?;
+        }
+        Ok(())
+    };
+    check(&mut client, "built")?;
+    insert(&mut client, &new[..1000], 100_000)?;
+    client.batch_execute(
+        "SELECT drift_flush('t_vector_l2_ops'), drift_flush('t_vector_cosine_ops')",
+    )?;
+    check(&mut client, "some rows elsewhere")?;
+    insert(&mut client, &new[1000..], 200_000)?;
+    client.batch_execute(
+        "SELECT drift_flush('t_vector_l2_ops'), drift_flush('t_vector_cosine_ops')",
+    )?;
+    check(&mut client, "many rows elsewhere")?;
+    client.batch_execute("DELETE FROM t WHERE id < 100000; VACUUM t")?;
+    check(&mut client, "all rows elsewhere")?;
     require_quiet_log(&cluster.log())
 }
 
