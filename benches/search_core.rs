@@ -138,7 +138,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
     let spilled = start.elapsed();
 
     let start = Instant::now();
-    let routing = RoutingArena::in_memory(1, &router, &search::groups(&router, &STOP)?)?;
+    let routing = RoutingArena::in_memory(1, &router, &router.routed(&STOP)?)?;
     let identity = Identity {
         segment: 1,
         dim: dim as u32,

@@ -205,6 +205,7 @@ impl LiveSegment {
                 if arena.is_none() {
                     let shapes = load_shapes()?;
                     let router = &load_router(index, metric, dims, stored)?;
+                    routing.teach(router);
                     let crew = &Crew::new();
                     let builder = ArenaBuilder { index, metric, dims, crew, router, routing };
                     arena = builder.rebuild(&segment, &shapes)?;

@@ -48,6 +48,8 @@ struct Encoder<'r> {
     rotation: &'r Rotation,
     rotated: Vec<f32>,
     residual: Vec<f64>,
+    /// Of the components with a code.
+    lead_residual: Vec<f32>,
     unused: Vec<i8>,
 }
 
@@ -62,6 +64,7 @@ impl<'r> Encoder<'r> {
             rotation,
             rotated: vec![0.0; rotation.padded()],
             residual: Vec::new(),
+            lead_residual: Vec::new(),
             unused: vec![0; stride],
         }
     }
@@ -123,21 +126,23 @@ impl<'r> Encoder<'r> {
         let (centroid, middle) =
             (&self.routing.point(bucket)[..lead], &self.routing.middle()[..lead]);
         let mut beyond = 0.0;
-        if !row.lead.is_empty() {
+        self.lead_residual.clear();
+        if row.lead.is_empty() {
+            self.lead_residual.extend(self.residual.iter().map(|r| *r as f32));
+        } else {
             let square = |vector| f64::from((kernels().inner_product)(vector, vector));
             let whole = square(row.vector);
             let unit = match self.metric {
                 Metric::Cosine => 1.0 / whole.sqrt(),
                 _ => 1.0,
             };
-            self.residual.clear();
             let parts = row.lead.iter().zip(centroid);
-            self.residual.extend(parts.map(|(x, c)| f64::from(*x) * unit - f64::from(*c)));
+            self.lead_residual.extend(parts.map(|(x, c)| x * unit as f32 - c));
             if coding.beyond > 0.0 {
                 beyond = (whole - square(row.lead)).max(0.0) * unit * unit;
             }
         }
-        let row = sign::Row { residual: &self.residual, centroid, middle, beyond };
+        let row = sign::Row { residual: &self.lead_residual, centroid, middle, beyond };
         out.push_signs(self.metric, coding, &row, place);
     }
 }

@@ -11,6 +11,9 @@ const ITERATIONS: usize = 10;
 /// Centroids trained on, for each group.
 const SAMPLES_PER_GROUP: usize = 64;
 
+/// From so many centroids on they are in groups: to look at all of fewer takes hardly longer.
+const FEWEST_GROUPED: usize = 3_000;
+
 /// Groups of row-major centroids, about as many as each has members.
 pub struct Groups {
     /// Row-major.
@@ -21,6 +24,18 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// As many groups as searching the centroids takes.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn of(centroids: &[f32], dim: usize, stop: &AtomicBool) -> Result<Groups, Stopped> {
+        if centroids.len() / dim >= FEWEST_GROUPED {
+            Groups::new(centroids, dim, stop)
+        } else {
+            Ok(Groups::one(centroids, dim))
+        }
+    }
+
     /// Clusters centroids of `dim` components into about a square root of groups.
     ///
     /// # Errors
@@ -48,6 +63,16 @@ impl Groups {
             members[group as usize].push(number);
         }
         Ok(Groups { centres, dim, members })
+    }
+
+    /// Groups that were found before: their centres, of `dim` components, and for each the numbers
+    /// of its members.
+    ///
+    /// # Panics
+    /// When the numbers of centres and lists differ.
+    pub fn known(centres: Vec<f32>, dim: usize, members: Vec<Vec<u32>>) -> Groups {
+        assert_eq!(centres.len(), members.len() * dim, "a centre for each list");
+        Groups { centres, dim, members }
     }
 
     /// All centroids in one group, about their mean.

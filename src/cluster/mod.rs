@@ -18,8 +18,8 @@ mod training;
 mod two_level;
 
 pub use groups::Groups;
-pub use router::{product_reach, Router};
-pub use spill::NO_BUCKET;
+pub use router::{product_reach, Routed, Router};
+pub use spill::{Neighbours, NO_BUCKET};
 pub use subspace::{project_rows, VectorSpace};
 pub use training::{train, Trained};
 

@@ -1,10 +1,10 @@
 //! The router: which buckets a row belongs to, and in what order a query looks into them.
 
-use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
 use super::assign::PackedCentroids;
+use super::groups::Groups;
 use super::spill::Neighbours;
 use super::subspace::VectorSpace;
 use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
@@ -23,6 +23,17 @@ pub fn product_reach(query: &[f32], dim: usize) -> f32 {
     PRODUCT_REACH * (kernels().inner_product)(query, query).sqrt() / (dim as f32).sqrt()
 }
 
+/// What is found out about a router once and used by all searches and assignments.
+#[derive(Clone, Copy)]
+pub struct Routed<'r> {
+    /// The centroids as they are compared, row-major.
+    pub points: &'r [f32],
+    /// The groups of these.
+    pub groups: &'r Groups,
+    /// For each those nearest to it, where rows have a second bucket.
+    pub neighbours: Option<&'r Neighbours>,
+}
+
 /// Centroids of buckets, and how far the rows of each scatter.
 pub struct Router {
     metric: Metric,
@@ -30,8 +41,9 @@ pub struct Router {
     centroids: Vec<f32>,
     radii: Vec<f32>,
     space: VectorSpace,
-    /// The centroids in a learned space.
+    /// The centroids there.
     points: OnceLock<Vec<f32>>,
+    groups: OnceLock<Groups>,
     /// Made by the first assignment; a search has no use for them.
     packed: OnceLock<PackedCentroids>,
     grouped: OnceLock<GroupedCentroids>,
@@ -67,6 +79,7 @@ impl Router {
             radii,
             space,
             points: OnceLock::new(),
+            groups: OnceLock::new(),
             packed: OnceLock::new(),
             grouped: OnceLock::new(),
             neighbours: OnceLock::new(),
@@ -113,24 +126,56 @@ impl Router {
         &self.space
     }
 
-    /// The centroids as they are compared, row-major, and how many components each has: in a
-    /// learned space its own, else all.
+    /// The centroids as they are compared, row-major, and how many components each has there.
     ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn points(&self, stop: &AtomicBool) -> Result<(&[f32], usize), Stopped> {
-        if !self.space.projection.is_learned() {
-            return Ok((&self.centroids, self.dim));
-        }
-        let made = || self.space.project_rows(&self.centroids, stop);
+        let made = || Ok(self.space.project_rows(&self.centroids, stop)?.into_owned());
         Ok((get_or_try_init(&self.points, made)?, self.space.projection.components()))
     }
 
-    /// Rows as they are compared.
-    fn seen<'r>(&self, rows: &'r [f32], stop: &AtomicBool) -> Result<Cow<'r, [f32]>, Stopped> {
-        match self.space.projection.is_learned() {
-            true => Ok(Cow::Owned(self.space.project_rows(rows, stop)?)),
-            false => Ok(Cow::Borrowed(rows)),
+    /// The groups of the points that a search looks into one by one.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn groups(&self, stop: &AtomicBool) -> Result<&Groups, Stopped> {
+        let (points, components) = self.points(stop)?;
+        get_or_try_init(&self.groups, || Groups::of(points, components, stop))
+    }
+
+    /// For each bucket those whose points are nearest to its own.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn neighbours(&self, stop: &AtomicBool) -> Result<&Neighbours, Stopped> {
+        let (points, dim) = self.points(stop)?;
+        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(points, dim, stop))?;
+        get_or_try_init(&self.neighbours, || Neighbours::new(points, dim, packed, stop))
+    }
+
+    /// All that a search or an assignment needs to know.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn routed(&self, stop: &AtomicBool) -> Result<Routed<'_>, Stopped> {
+        let (points, _) = self.points(stop)?;
+        let spills = self.space.projection.coding().is_some();
+        let neighbours = if spills { Some(self.neighbours(stop)?) } else { None };
+        Ok(Routed { points, groups: self.groups(stop)?, neighbours })
+    }
+
+    /// Takes what another router of the same centroids has found out already.
+    ///
+    /// # Panics
+    /// When it is of other numbers of centroids.
+    pub fn learn(&self, groups: Groups, neighbours: Option<Neighbours>) {
+        let members: usize = groups.iter().map(|(_, members)| members.len()).sum();
+        assert_eq!(members, self.len(), "a group for each centroid");
+        let _ = self.groups.set(groups);
+        if let Some(neighbours) = neighbours {
+            assert_eq!(neighbours.lists().len(), self.len() * Neighbours::each(self.len()));
+            let _ = self.neighbours.set(neighbours);
         }
     }
 
@@ -143,11 +188,13 @@ impl Router {
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
-        let ((centroids, dim), rows) = (self.points(stop)?, self.seen(rows, stop)?);
+        let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
         let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
-            let grouped =
-                get_or_try_init(&self.grouped, || GroupedCentroids::new(centroids, dim, stop))?;
+            let groups = self.groups(stop)?;
+            let grouped = get_or_try_init(&self.grouped, || {
+                GroupedCentroids::new(centroids, dim, groups, stop)
+            })?;
             if grouped.nearest(&rows, packed, out, stop)? {
                 return Ok(());
             }
@@ -168,11 +215,8 @@ impl Router {
         out: &mut [u32],
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
-        let ((centroids, dim), rows) = (self.points(stop)?, self.seen(rows, stop)?);
-        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
-        let neighbours =
-            get_or_try_init(&self.neighbours, || Neighbours::new(centroids, dim, packed, stop))?;
-        neighbours.spill(centroids, &rows, dim, first, out, stop)
+        let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
+        self.neighbours(stop)?.spill(centroids, &rows, dim, first, out, stop)
     }
 
     /// Writes a score for each bucket to `out`; the least is to be looked into first.

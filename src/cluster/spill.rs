@@ -41,7 +41,7 @@ impl Neighbours {
         packed: &PackedCentroids,
         stop: &AtomicBool,
     ) -> Result<Neighbours, Stopped> {
-        let each = CANDIDATES.min(packed.len().saturating_sub(1));
+        let each = Neighbours::each(packed.len());
         let mut lists = vec![0; packed.len() * each];
         if each > 0 {
             lists.par_chunks_mut(TASK * each).enumerate().try_for_each_init(
@@ -54,6 +54,24 @@ impl Neighbours {
             )?;
         }
         Ok(Neighbours { each, lists })
+    }
+
+    /// Those that were found before; none if they are not of so many centroids.
+    pub fn known(lists: Vec<u32>, centroids: usize) -> Option<Neighbours> {
+        let each = Neighbours::each(centroids);
+        let fits = lists.len() == centroids * each;
+        let is_sound = fits && lists.iter().all(|other| (*other as usize) < centroids);
+        is_sound.then_some(Neighbours { each, lists })
+    }
+
+    /// How many neighbours each of so many centroids has.
+    pub fn each(centroids: usize) -> usize {
+        CANDIDATES.min(centroids.saturating_sub(1))
+    }
+
+    /// The neighbours of all centroids, [`Neighbours::each`] of the first one first.
+    pub fn lists(&self) -> &[u32] {
+        &self.lists
     }
 
     fn of(&self, bucket: u32) -> &[u32] {
@@ -184,6 +202,11 @@ mod tests {
                 others.truncate(CANDIDATES);
                 assert_eq!(neighbours.of(own as u32), others);
             }
+            let again = Neighbours::known(neighbours.lists().to_vec(), count).unwrap();
+            assert_eq!(again.lists(), neighbours.lists());
+            assert!(Neighbours::known(neighbours.lists().to_vec(), count + 1).is_none());
+            let wrong = vec![count as u32; count * Neighbours::each(count)];
+            assert_eq!(Neighbours::known(wrong, count).is_none(), count > 1);
         }
     }
 

@@ -6,6 +6,7 @@ use crate::metric::Metric;
 use crate::quant::Projection;
 use crate::simd::{TILE_COLS, TILE_ROWS};
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 
 /// Rows one task works on.
@@ -30,8 +31,25 @@ impl VectorSpace {
     ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
-    pub fn project_rows(&self, rows: &[f32], stop: &AtomicBool) -> Result<Vec<f32>, Stopped> {
-        project_rows(&self.projection, &self.basis, self.projection.components(), rows, stop)
+    pub fn project_rows<'r>(
+        &self,
+        rows: &'r [f32],
+        stop: &AtomicBool,
+    ) -> Result<Cow<'r, [f32]>, Stopped> {
+        let (projection, components) = (&self.projection, self.projection.components());
+        if projection.is_learned() {
+            return project_rows(projection, &self.basis, components, rows, stop).map(Cow::Owned);
+        }
+        if projection.coding().is_none() {
+            return Ok(Cow::Borrowed(rows));
+        }
+        check(stop)?;
+        let mut out = vec![0.0; rows.len() / projection.dim() * components];
+        rows.par_chunks(projection.dim())
+            .zip(out.par_chunks_mut(components))
+            .with_min_len(TASK)
+            .for_each(|(row, out)| projection.project(&[], row, out));
+        Ok(Cow::Owned(out))
     }
 }
 

@@ -21,7 +21,7 @@ const MOST: usize = 256;
 
 /// Directions are taken in such steps until they have this share of the squares.
 const STEP: usize = 16;
-const ENOUGH: f32 = 0.985;
+const ENOUGH: f32 = 0.96;
 
 /// Spaces with less than this say too little of where rows are.
 const LEAST_SHARE: f32 = 0.75;
@@ -33,8 +33,8 @@ const PAIRS: usize = 4096;
 /// themselves. Measured on image descriptors and word vectors with codes of 8 to 32 bytes.
 const COST_OF_MISSED: f64 = 2.0;
 
-/// A row has more than usual beyond the components with a code if it has so many times as much as the
-/// mean row.
+/// A row has more than usual beyond the components with a code if it has so many times as much as
+/// the mean row.
 const UNUSUAL: f64 = 4.0;
 
 /// The square of a query's distance from the centroids it looks at, to that of their rows.

@@ -49,14 +49,14 @@ pub(super) struct GroupedCentroids {
 }
 
 impl GroupedCentroids {
-    /// Groups row-major centroids of `dim` components.
+    /// Packs row-major centroids of `dim` components group by group.
     pub(super) fn new(
         centroids: &[f32],
         dim: usize,
+        grouped: &Groups,
         stop: &AtomicBool,
     ) -> Result<GroupedCentroids, Stopped> {
         let count = centroids.len() / dim;
-        let grouped = Groups::new(centroids, dim, stop)?;
         let shift = mean(centroids, dim, stop)?;
         let numbers: Vec<u32> = (0..grouped.len() as u32).collect();
         let groups =
@@ -224,9 +224,14 @@ mod tests {
         scatter(rows, &fine, 1.5)
     }
 
+    fn grouped(centroids: &[f32], dim: usize) -> GroupedCentroids {
+        let groups = Groups::new(centroids, dim, &STOP).unwrap();
+        GroupedCentroids::new(centroids, dim, &groups, &STOP).unwrap()
+    }
+
     fn compare(rows: &[f32], centroids: &[f32], dim: usize) -> Option<f64> {
         let exact = PackedCentroids::new(centroids, dim, &STOP).unwrap();
-        let grouped = GroupedCentroids::new(centroids, dim, &STOP).unwrap();
+        let grouped = grouped(centroids, dim);
         let (mut want, mut got) = (vec![0; rows.len() / dim], vec![77; rows.len() / dim]);
         exact.nearest(rows, &mut want, &STOP).unwrap();
         if !grouped.nearest(rows, &exact, &mut got, &STOP).unwrap() {
@@ -260,7 +265,7 @@ mod tests {
         let mut rows = vec![1.0f32; 6000];
         rows.iter_mut().step_by(7).for_each(|x| *x = f32::INFINITY);
         let exact = PackedCentroids::new(&rows, 3, &STOP).unwrap();
-        let grouped = GroupedCentroids::new(&rows, 3, &STOP).unwrap();
+        let grouped = grouped(&rows, 3);
         let mut out = vec![0; 2000];
         grouped.nearest(&rows, &exact, &mut out, &STOP).unwrap();
         assert!(out.iter().all(|&number| number < 2000));
@@ -271,9 +276,10 @@ mod tests {
     fn a_raised_flag_stops_the_search() {
         let rows: Vec<f32> = (0..4000).map(|i| i as f32).collect();
         let exact = PackedCentroids::new(&rows, 2, &STOP).unwrap();
-        let grouped = GroupedCentroids::new(&rows, 2, &STOP).unwrap();
+        let grouped = grouped(&rows, 2);
         let stop = AtomicBool::new(true);
-        assert!(GroupedCentroids::new(&rows, 2, &stop).is_err());
+        let groups = Groups::one(&rows, 2);
+        assert!(GroupedCentroids::new(&rows, 2, &groups, &stop).is_err());
         assert_eq!(grouped.nearest(&rows, &exact, &mut [0; 2000], &stop), Err(Stopped));
     }
 }

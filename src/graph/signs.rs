@@ -132,7 +132,9 @@ impl Encoder {
         for (place, row) in self.rotated.chunks_exact(padded).enumerate() {
             let (metric, residual) = (self.metric, &mut self.residual);
             quant::encode(metric, row, centre, 0.0, residual, &mut self.unused);
-            let row = sign::Row { residual, centroid: centre, middle: &middle, beyond: 0.0 };
+            let residual: Vec<f32> = residual.iter().map(|r| *r as f32).collect();
+            let row =
+                sign::Row { residual: &residual, centroid: centre, middle: &middle, beyond: 0.0 };
             let factors = sign::encode(metric, &Coding::signs(padded), &row, codes, place);
             columns[place] = factors.add;
             columns[SIGN_BLOCK + place] = factors.scale;

@@ -4,8 +4,8 @@ use super::arena_builder::ArenaBuilder;
 use super::background::pace::breathe;
 use super::crew::Crew;
 use super::lock::JobLock;
+use super::routing;
 use super::sweep::arena_place;
-use super::{router, routing};
 use crate::arena::{self, Arena, ArenaError, RoutingArena};
 use crate::metric::Metric;
 use crate::page::{BucketShape, Index, Manifest, Read, Segment, View};
@@ -65,8 +65,7 @@ pub fn rebuild_missing(index: Index) -> Read<Option<Rebuilt>> {
     let (metric, dims) = (view.metric, view.dims());
     let mut rebuilt = Rebuilt::default();
     let Some(stored) = &manifest.router else { return Ok(Some(rebuilt)) };
-    let router = &router::load(index, metric, dims, stored)?;
-    let (routing, _) = &routing::open_or_make(index, metric, dims, stored)?;
+    let (router, routing) = &routing::load_with_router(index, metric, dims, stored)?;
     let crew = &Crew::new();
     let builder = ArenaBuilder { index, metric, dims, crew, router, routing };
     for segment in &manifest.segments {

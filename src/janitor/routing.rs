@@ -5,10 +5,9 @@ use super::crew::Crew;
 use super::router;
 use super::sweep::arena_place;
 use crate::arena::{ArenaError, RoutingArena, RoutingIdentity};
-use crate::cluster::{Groups, Router, Stopped};
+use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
 use crate::page::{Identity, Index, Read, RouterRef};
-use crate::search::{groups, is_grouped};
 use pgrx::PgSqlErrorCode;
 use std::sync::atomic::AtomicBool;
 
@@ -42,37 +41,37 @@ pub fn open_or_make(
         }
     }
     let router = router::load(index, metric, dims, stored)?;
-    let groups = match is_grouped(router.len()) {
-        true => find_groups(&Crew::new(), &router),
-        false => one_group(&router),
-    };
-    Ok((make_with(index, stored.column.id, &router, &groups), true))
+    Ok((make(index, &Crew::new(), stored.column.id, &router), true))
+}
+
+/// The stored router and its arena, from which it has been spared what takes long to find out.
+///
+/// # Errors
+/// What reading the router's pages gave.
+pub fn load_with_router(
+    index: Index,
+    metric: Metric,
+    dims: usize,
+    stored: &RouterRef,
+) -> Read<(Router, RoutingArena)> {
+    let router = router::load(index, metric, dims, stored)?;
+    let (routing, _) = open_or_make(index, metric, dims, stored)?;
+    routing.teach(&router);
+    Ok((router, routing))
 }
 
 /// Makes the arena of a router: a file, or memory of this backend if no file can be written.
 pub fn make(index: Index, crew: &Crew, id: Identity, router: &Router) -> RoutingArena {
-    make_with(index, id, router, &find_groups(crew, router))
-}
-
-fn find_groups(crew: &Crew, router: &Router) -> Groups {
-    let found = crew.run(|stop| groups(router, stop));
-    // A stopped job has already ended the statement.
-    found.unwrap_or_else(|Stopped| one_group(router))
-}
-
-fn one_group(router: &Router) -> Groups {
-    match router.points(&AtomicBool::new(false)) {
-        Ok((points, components)) => Groups::one(points, components),
-        // The flag is nobody's.
-        Err(Stopped) => Groups::one(&[], router.space().projection.components()),
-    }
-}
-
-fn make_with(index: Index, id: Identity, router: &Router, groups: &Groups) -> RoutingArena {
     let (directory, name) = arena_place(index, id);
-    let made = RoutingArena::create(&directory, &name, id.as_u128(), router, groups)
-        .inspect_err(|error| report_unwritten(index, error))
-        .or_else(|_| RoutingArena::in_memory(id.as_u128(), router, groups));
+    let id = id.as_u128();
+    // A stopped job has already ended the statement; the second time all is known.
+    let _ = crew.run(|stop| router.routed(stop).map(|_| ()));
+    let routed = router.routed(&AtomicBool::new(false));
+    let made = routed.map_err(|Stopped| ArenaError::Layout("stopped")).and_then(|routed| {
+        RoutingArena::create(&directory, &name, id, router, &routed)
+            .inspect_err(|error| report_unwritten(index, error))
+            .or_else(|_| RoutingArena::in_memory(id, router, &routed))
+    });
     match made {
         Ok(routing) => routing,
         Err(error) => {

@@ -96,8 +96,8 @@ impl SegmentBuilder<'_> {
         buckets: Vec<u32>,
         space: &mut Space,
     ) -> Read<Segment> {
-        let router = router::load(self.index, self.metric, self.dims, stored)?;
-        let (routing, _) = routing::open_or_make(self.index, self.metric, self.dims, stored)?;
+        let (router, routing) =
+            routing::load_with_router(self.index, self.metric, self.dims, stored)?;
         let assigned = self.assign(&router, store, buckets, None);
         self.write(&router, &routing, store, &assigned.buckets, space)
     }

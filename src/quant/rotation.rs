@@ -27,7 +27,8 @@ const ROUND: f64 = 1.01 / (1u64 << 24) as f64;
 pub struct Rotation {
     dim: usize,
     padded: usize,
-    /// For each round a sign a component; none for the identity.
+    /// For each round a sign a component, divided by the root of the matrix's size where that is
+    /// over it; none for the identity.
     signs: Vec<f32>,
 }
 
@@ -48,8 +49,17 @@ impl Rotation {
     fn padding(dim: usize, padded: usize) -> Rotation {
         let mut state = dim as u64;
         let rounds = if padded.is_power_of_two() { ROUNDS } else { ROUNDS_IN_PARTS };
-        let signs =
-            (0..rounds * padded).map(|_| if split_mix(&mut state) >> 63 == 0 { 1.0 } else { -1.0 });
+        let block = largest_power(padded);
+        let scale = 1.0 / (block as f32).sqrt();
+        let signs = (0..rounds * padded).map(|at| {
+            let sign = if split_mix(&mut state) >> 63 == 0 { 1.0 } else { -1.0 };
+            let first = first_of_block(at / padded, padded, block);
+            if (first..first + block).contains(&(at % padded)) {
+                sign * scale
+            } else {
+                sign
+            }
+        });
         Rotation { dim, padded, signs: signs.collect() }
     }
 
@@ -81,15 +91,13 @@ impl Rotation {
     /// When it has not [`Rotation::padded`] components.
     pub fn rotate_in_place(&self, out: &mut [f32]) {
         assert_eq!(out.len(), self.padded, "dimensions");
-        let block = self.block();
-        let scale = 1.0 / (block as f32).sqrt();
+        let block = largest_power(self.padded);
         for (round, signs) in self.signs.chunks_exact(self.padded).enumerate() {
             out.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
-            let first = if round % 2 == 0 { 0 } else { self.padded - block };
+            let first = first_of_block(round, self.padded, block);
             let (_, part) = out.split_at_mut(first);
             let (part, _) = part.split_at_mut(block);
             (kernels().hadamard)(part);
-            part.iter_mut().for_each(|x| *x *= scale);
         }
     }
 
@@ -99,13 +107,22 @@ impl Rotation {
             return 0.0;
         }
         // Each step of a butterfly rounds each component once, the scale twice.
-        let steps = f64::from(self.block().ilog2()) + 2.0;
+        let steps = f64::from(largest_power(self.padded).ilog2()) + 2.0;
         (self.signs.len() / self.padded) as f64 * steps * ROUND
     }
+}
 
-    /// The largest power of two not above the padded dimensions.
-    fn block(&self) -> usize {
-        1 << self.padded.max(1).ilog2()
+/// The largest power of two not above so many components: the size of the Hadamard matrices.
+fn largest_power(padded: usize) -> usize {
+    1 << padded.max(1).ilog2()
+}
+
+/// The first component a round's matrix is over.
+fn first_of_block(round: usize, padded: usize, block: usize) -> usize {
+    if round.is_multiple_of(2) {
+        0
+    } else {
+        padded - block
     }
 }
 

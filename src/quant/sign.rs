@@ -59,7 +59,9 @@
 //! [`Projection`]: super::Projection
 
 use crate::metric::Metric;
-use crate::simd::{kernels, sign_block_bytes, SignRows, SignTerms, SIGN_BLOCK, SIGN_GROUP};
+use crate::simd::{
+    kernels, sign_block_bytes, Grid, GridRow, GridSums, SignRows, SignTerms, SIGN_BLOCK, SIGN_GROUP,
+};
 
 /// Rotated vectors have a multiple of so many components: whole registers of tables.
 pub const DIM_MULTIPLE: usize = 64;
@@ -91,11 +93,11 @@ pub struct Coding {
     pub usual: f32,
 }
 
-/// Of a grid of so many bits, about a component that is normally distributed with deviation one:
+/// A grid of so many bits for a component that is normally distributed with deviation one:
 /// the best step, the mean square of the grid's points in steps, and the share of the square that
 /// is missed (Max, "Quantizing for minimum distortion", IRE Trans. Inf. Theory 6, 1960, table II).
-struct Grid {
-    step: f64,
+struct Quantizer {
+    step: f32,
     mean_square: f32,
     missed: f32,
 }
@@ -128,11 +130,15 @@ impl Coding {
         missed / (1.0 - missed) / self.components as f32
     }
 
-    fn grid(&self) -> Grid {
+    fn grid(&self) -> Quantizer {
         match self.bits {
-            1 => Grid { step: 1.0, mean_square: 0.25, missed: 1.0 - std::f32::consts::FRAC_2_PI },
-            2 => Grid { step: 0.9957, mean_square: 0.889, missed: 0.1188 },
-            _ => Grid { step: 0.3352, mean_square: 8.797, missed: 0.01154 },
+            1 => Quantizer {
+                step: 1.0,
+                mean_square: 0.25,
+                missed: 1.0 - std::f32::consts::FRAC_2_PI,
+            },
+            2 => Quantizer { step: 0.9957, mean_square: 0.889, missed: 0.1188 },
+            _ => Quantizer { step: 0.3352, mean_square: 8.797, missed: 0.01154 },
         }
     }
 
@@ -168,7 +174,7 @@ impl SignFactors {
 pub struct Row<'a> {
     /// What is left of its components with a code when the centroid's are taken away. Under
     /// [`Metric::Cosine`] the row has length one.
-    pub residual: &'a [f64],
+    pub residual: &'a [f32],
     /// Those of the centroid.
     pub centroid: &'a [f32],
     /// What queries will be given.
@@ -176,9 +182,6 @@ pub struct Row<'a> {
     /// Squared length of what the row has beyond these components.
     pub beyond: f64,
 }
-
-/// Components encoded in one go; all codings have a multiple of it.
-const STEP: usize = 16;
 
 /// Writes the code of a row to place `place` of its block, which held zeroes there.
 ///
@@ -194,34 +197,28 @@ pub fn encode(
     let Row { residual, centroid, middle, beyond } = *row;
     assert!(residual.len() == coding.components, "components of a code");
     assert!(block.len() == block_bytes(coding.code_bits()) && place < SIGN_BLOCK, "place");
-    let squares: f64 = residual.iter().map(|r| r * r).sum();
+    let k = kernels();
+    let squares = (k.inner_product)(residual, residual);
     let dim = residual.len() as f64;
-    let (half, top) = (f64::from(1 << (coding.bits - 1)), (1 << coding.bits) - 1);
-    let step = coding.grid().step * (squares / dim).sqrt();
-    let inverse = if squares == 0.0 { 0.0 } else { 1.0 / step };
-    let (mut along, mut lengths, mut product, mut shifted) = (0.0f64, 0.0f64, 0.0f64, 0.0f64);
+    let grid = coding.grid();
+    let inverse = match squares {
+        0.0 => 0.0,
+        _ => 1.0 / (grid.step * (squares / residual.len() as f32).sqrt()),
+    };
+    let (half, top) = ((1 << (coding.bits - 1)) as f32, (1 << coding.bits) - 1);
     let (column, upper) = (place % 16, place / 16 * SIGN_GROUP);
-    let whole = residual.as_chunks::<STEP>().0.iter();
-    let parts = whole.zip(centroid.as_chunks::<STEP>().0).zip(middle.as_chunks::<STEP>().0);
-    let codes = block.as_chunks_mut::<16>().0.chunks_exact_mut(STEP / SIGN_GROUP * coding.bits);
-    for (((residual, centroid), middle), codes) in parts.zip(codes) {
-        let mut digits = [0i32; STEP];
-        for i in 0..STEP {
-            let (r, c, m) = (residual[i], f64::from(centroid[i]), f64::from(middle[i]));
-            // What is below the grid becomes zero or less.
-            digits[i] = ((r * inverse + half) as i32).clamp(0, top);
-            let point = f64::from(digits[i]) - f64::from(top) / 2.0;
-            along += r * point;
-            lengths += point * point;
-            product += r * c;
-            shifted += point * (c - m);
-        }
-        let per_group = SIGN_GROUP / coding.bits;
-        for (code, digits) in codes.iter_mut().zip(digits.chunks_exact(per_group)) {
-            let bits = digits.iter().rev().fold(0, |bits, digits| bits << coding.bits | digits);
-            code[column] |= (bits as u8) << upper;
-        }
+    let mut digits = vec![0; residual.len()];
+    let row = GridRow { residual, centroid, middle };
+    let sums = (k.grid)(row, &Grid { inverse, half, top }, &mut digits);
+    let per_group = SIGN_GROUP / coding.bits;
+    let codes = block.as_chunks_mut::<16>().0.iter_mut();
+    for (code, digits) in codes.zip(digits.chunks_exact(per_group)) {
+        let bits = digits.iter().rev().fold(0, |bits, digits| bits << coding.bits | digits);
+        code[column] |= bits << upper;
     }
+    let GridSums { along, lengths, product, shifted } = sums;
+    let [squares, along, lengths] = [squares, along, lengths].map(f64::from);
+    let [product, shifted] = [product, shifted].map(f64::from);
     let (add, factor) = match metric {
         Metric::L2 | Metric::L1 => (squares + beyond, 2.0),
         Metric::Cosine => ((squares + beyond) / 2.0, 1.0),
@@ -307,7 +304,7 @@ impl Query {
         let step = 2.0 * scale.step;
         // Each entry is off by up to half a step, so the sum of T has a variance of T / 12 step^2;
         // that of a row's code is (1 - a^2) |o|^2 / D |q - c|^2 in the same unit.
-        let Grid { mean_square, missed, .. } = coding.grid();
+        let Quantizer { mean_square, missed, .. } = coding.grid();
         let entries = (digits.len() / SIGN_GROUP) as f32;
         let coarseness = step * step * entries / (12.0 * mean_square * missed);
         let reach_beyond = match coding.beyond {
@@ -422,7 +419,8 @@ mod tests {
             .map(|(nth, row)| {
                 quant::encode(metric, &turn(row), &centroid, 0.0, &mut scratch, &mut int8);
                 let block = &mut codes[nth / SIGN_BLOCK * bytes..][..bytes];
-                let (residual, centroid, middle) = (&scratch[..], &centroid[..], &middle[..]);
+                let residual: Vec<f32> = scratch.iter().map(|r| *r as f32).collect();
+                let (residual, centroid, middle) = (&residual[..], &centroid[..], &middle[..]);
                 let row = Row { residual, centroid, middle, beyond: 0.0 };
                 encode(metric, &coding, &row, block, nth % SIGN_BLOCK)
             })
@@ -544,7 +542,7 @@ mod tests {
                         .collect();
                     for (place, row) in rows.iter().enumerate() {
                         let parts = row.iter().zip(&centroid);
-                        let residual: Vec<f64> = parts.map(|(x, c)| f64::from(x - c)).collect();
+                        let residual: Vec<f32> = parts.map(|(x, c)| x - c).collect();
                         let coded = Row {
                             residual: &residual,
                             centroid: &centroid,
@@ -592,7 +590,7 @@ mod tests {
     #[test]
     fn what_cannot_be_known_is_below_every_rank() {
         let mut block = vec![0; block_bytes(64)];
-        let residual = vec![f64::INFINITY; 64];
+        let residual = vec![f32::INFINITY; 64];
         let (residual, zeroes) = (&residual[..], &[0.0; 64][..]);
         let row = Row { residual, centroid: zeroes, middle: zeroes, beyond: 0.0 };
         let signs = Coding::signs(64);

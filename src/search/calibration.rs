@@ -187,7 +187,6 @@ fn probes_until(routing: &RoutingArena, query: &[f32], mut wanted: Vec<(u32, u32
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::search::groups;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -219,8 +218,7 @@ mod tests {
             .collect();
         let buckets: Vec<u32> = (0..4000).map(|i| i % 20).collect();
         let router = Router::new(Metric::L2, 2, centroids, vec![0.5; 20]);
-        let routing =
-            RoutingArena::in_memory(1, &router, &groups(&router, &STOP).unwrap()).unwrap();
+        let routing = RoutingArena::in_memory(1, &router, &router.routed(&STOP).unwrap()).unwrap();
         let mut trial = Trial::new(Metric::L2, 2, rows[..200].to_vec());
         trial.observe(0, &rows[..4000], &STOP).unwrap();
         trial.observe(2000, &rows[4000..], &STOP).unwrap();
@@ -231,8 +229,7 @@ mod tests {
     #[test]
     fn without_queries_everything_is_looked_at() {
         let router = Router::new(Metric::L2, 2, vec![0.0; 2], vec![0.0]);
-        let routing =
-            RoutingArena::in_memory(1, &router, &groups(&router, &STOP).unwrap()).unwrap();
+        let routing = RoutingArena::in_memory(1, &router, &router.routed(&STOP).unwrap()).unwrap();
         let trial = Trial::new(Metric::L2, 2, Vec::new());
         assert_eq!(trial.finish(&router, &routing, &[0; 100], &STOP), Ok(Calibration::EVERYTHING));
     }

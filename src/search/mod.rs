@@ -21,5 +21,5 @@ mod shortlist;
 mod tests;
 
 pub use calibration::{Calibration, Trial, RECALLS};
-pub use probe::{groups, is_grouped, Effort, ProbeOrder};
+pub use probe::{Effort, ProbeOrder};
 pub use query::{Bucket, Coded, Hit, Order, Params, Rows, Search, Source};

@@ -2,11 +2,10 @@
 
 use super::calibration::Calibration;
 use crate::arena::{routed_by, RoutingArena};
-use crate::cluster::{product_reach, Groups, Router, Stopped};
+use crate::cluster::product_reach;
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::simd::{self, kernels, select};
-use std::sync::atomic::AtomicBool;
 
 /// The buckets in the order of their scores, sorted only as far as they are probed.
 ///
@@ -42,30 +41,9 @@ const OVERSAMPLED: usize = 2;
 /// Fewer centroids than this are all scored exactly.
 const FEWEST_ESTIMATED: usize = 512;
 
-/// From so many centroids on they are in groups: to look at all of fewer takes hardly longer.
-const FEWEST_GROUPED: usize = 3_000;
-
 /// Centroids of the nearest groups that are looked at for each bucket scored exactly; besides, half
 /// a square root of all groups is looked into.
 const LOOKED_AT: usize = 12;
-
-/// Whether a router of so many centroids is to have [`groups`], which take long to find.
-pub fn is_grouped(centroids: usize) -> bool {
-    centroids >= FEWEST_GROUPED
-}
-
-/// The groups in which the centroids of a router are looked at.
-///
-/// # Errors
-/// [`Stopped`] when the flag went up.
-pub fn groups(router: &Router, stop: &AtomicBool) -> Result<Groups, Stopped> {
-    let (points, components) = router.points(stop)?;
-    if is_grouped(router.len()) {
-        Groups::new(points, components, stop)
-    } else {
-        Ok(Groups::one(points, components))
-    }
-}
 
 impl ProbeOrder {
     /// Orders buckets `0..scores.len()` by ascending score.
@@ -302,7 +280,11 @@ const DELIVERED_PER_FIRST: u64 = 100;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::{Groups, Routed, Router};
     use rand::{rngs::SmallRng, Rng, SeedableRng};
+    use std::sync::atomic::AtomicBool;
+
+    static STOP: AtomicBool = AtomicBool::new(false);
 
     fn all(mut order: ProbeOrder, routing: Option<(&RoutingArena, &[f32])>) -> Vec<u32> {
         std::iter::from_fn(|| order.next(routing)).collect()
@@ -333,7 +315,8 @@ mod tests {
 
     /// How many of the nearest 30 buckets of 20 queries are among the first 30.
     fn same(router: &Router, groups: &Groups, rng: &mut SmallRng, about: &[f32]) -> usize {
-        let routing = RoutingArena::in_memory(1, router, groups).unwrap();
+        let routed = Routed { groups, ..router.routed(&STOP).unwrap() };
+        let routing = RoutingArena::in_memory(1, router, &routed).unwrap();
         let mut same = 0;
         for _ in 0..20 {
             let at = rng.random_range(0..about.len() / router.dim()) * router.dim();
@@ -362,9 +345,11 @@ mod tests {
             for buckets in [1, 2, 70, 600, 4000] {
                 let centroids = (0..dim * buckets).map(|_| rng.random_range(-1.0..1.0)).collect();
                 let router = Router::new(metric, dim, centroids, vec![0.5; buckets]);
-                let many = Groups::new(router.centroids(), dim, &AtomicBool::new(false)).unwrap();
-                for groups in [Groups::one(router.centroids(), dim), many] {
-                    let routing = RoutingArena::in_memory(1, &router, &groups).unwrap();
+                let (points, dim) = router.points(&STOP).unwrap();
+                let many = Groups::new(points, dim, &STOP).unwrap();
+                for groups in [&Groups::one(points, dim), &many] {
+                    let routed = Routed { groups, ..router.routed(&STOP).unwrap() };
+                    let routing = RoutingArena::in_memory(1, &router, &routed).unwrap();
                     let query = vec![0.1; routing.rotation().padded()];
                     for wanted in [0, 1, 50, 5000, u64::MAX] {
                         let order = ProbeOrder::routed(&routing, &query, wanted);
@@ -385,8 +370,9 @@ mod tests {
             let centroids: Vec<f32> =
                 (0..dim * buckets).map(|_| 0.3 + rng.random_range(-1.0f32..1.0)).collect();
             let radii = (0..buckets).map(|_| rng.random::<f32>()).collect();
-            let groups = Groups::one(&centroids, dim);
             let router = Router::new(metric, dim, centroids, radii);
+            let (points, dim) = router.points(&STOP).unwrap();
+            let groups = Groups::one(points, dim);
             let same = same(&router, &groups, &mut rng, &[0.0; 96]);
             assert!(same >= 20 * 30 / 2, "{metric:?}: {same} of 600");
         }
@@ -407,9 +393,9 @@ mod tests {
             }
             let radii = (0..buckets).map(|_| rng.random::<f32>()).collect();
             let router = Router::new(metric, dim, centroids, radii);
-            let groups = groups(&router, &AtomicBool::new(false)).unwrap();
+            let groups = router.groups(&STOP).unwrap();
             assert!(groups.len() > 100);
-            let same = same(&router, &groups, &mut rng, &about);
+            let same = same(&router, groups, &mut rng, &about);
             assert!(same >= 20 * 30 * 7 / 10, "{metric:?}: {same} of 600");
         }
     }

@@ -3,7 +3,7 @@
 use super::*;
 use crate::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
 use crate::cluster::kmeans::Params as KmeansParams;
-use crate::cluster::{self, Groups, Router};
+use crate::cluster::{self, Groups, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
@@ -68,8 +68,9 @@ impl Index {
         let router = Router::within(trained.space, metric, trained.centroids, radii);
         // Fewer are not grouped as a rule, but may be.
         let (points, components) = router.points(&STOP).unwrap();
-        let groups = Groups::new(points, components, &STOP).unwrap();
-        let routing = RoutingArena::in_memory(1, &router, &groups).unwrap();
+        let groups = &Groups::new(points, components, &STOP).unwrap();
+        let routed = Routed { groups, ..router.routed(&STOP).unwrap() };
+        let routing = RoutingArena::in_memory(1, &router, &routed).unwrap();
         let segments = segments
             .iter_mut()
             .map(|rows| {

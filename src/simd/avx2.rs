@@ -3,8 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
-    SignScale, SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
+    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Grid, GridRow, GridSums,
+    Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS,
+    TILE_ROWS,
 };
 
 const LANES: usize = 8;
@@ -53,6 +54,8 @@ static KERNELS: Kernels = Kernels {
         // SAFETY: as above, and the slices have been checked.
         unsafe { sign_bounds(tables, codes, rows, terms, out) }
     },
+    // SAFETY: as above.
+    grid: |row, terms, digits| unsafe { grid(row, terms, digits) },
     // SAFETY: as above.
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
@@ -302,6 +305,11 @@ fn tile_nearest(
 #[target_feature(enable = "avx2,fma")]
 fn hadamard(values: &mut [f32]) {
     scalar::hadamard_body(values);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn grid(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> GridSums {
+    scalar::grid_body(row, grid, digits)
 }
 
 #[target_feature(enable = "avx2,fma")]

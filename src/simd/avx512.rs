@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts, Kernels, Level,
-    SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS,
-    TILE_ROWS,
+    check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts, Grid, GridRow,
+    GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF,
+    SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -49,6 +49,8 @@ const TABLE: Kernels = Kernels {
         // SAFETY: as above, and the slices have been checked.
         unsafe { sign_bounds(tables, codes, rows, terms, out) }
     },
+    // SAFETY: as above.
+    grid: |row, terms, digits| unsafe { grid(row, terms, digits) },
     // SAFETY: as above.
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
@@ -345,6 +347,11 @@ fn tile_nearest(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn hadamard(values: &mut [f32]) {
     scalar::hadamard_body(values);
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn grid(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> GridSums {
+    scalar::grid_body(row, grid, digits)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

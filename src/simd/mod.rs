@@ -119,6 +119,11 @@ pub struct Kernels {
     ///
     /// Panics when the lengths do not fit.
     pub sign_bounds: fn(&[u8], &[u8], SignRows<'_>, &SignTerms, &mut [f32]),
+    /// `(row, grid, digits)`: writes to `digits` where each component of the residual is on the
+    /// grid, and returns sums over them.
+    ///
+    /// Panics when the lengths differ or are no multiple of [`GRID_GROUP`].
+    pub grid: fn(GridRow<'_>, &Grid, &mut [u8]) -> GridSums,
     /// `(values, shift, codes)`: writes to `codes` the nearest multiples of the returned step to
     /// `values - shift`. The largest absolute is 127 steps.
     pub quantize: fn(&[f32], &[f32], &mut [i8]) -> f32,
@@ -146,6 +151,44 @@ pub struct SignScale {
     pub step: f32,
     /// Sum of the components when every entry is zero.
     pub least: f32,
+}
+
+/// Components that [`Kernels::grid`] takes at a time.
+pub const GRID_GROUP: usize = 16;
+
+/// What is put on a grid, and what its points are multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct GridRow<'a> {
+    /// A row less its centroid.
+    pub residual: &'a [f32],
+    /// The centroid.
+    pub centroid: &'a [f32],
+    /// What queries are taken about.
+    pub middle: &'a [f32],
+}
+
+/// A grid of points one step apart, `top + 1` of them, as many below zero as above.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    /// One divided by the step.
+    pub inverse: f32,
+    /// Points below zero.
+    pub half: f32,
+    /// Number of the highest point; the lowest has number zero.
+    pub top: i32,
+}
+
+/// Sums over the components of a row, whose points on the grid are in steps from its middle.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GridSums {
+    /// Of residuals and points.
+    pub along: f32,
+    /// Of the points' squares.
+    pub lengths: f32,
+    /// Of residuals and the centroid's components.
+    pub product: f32,
+    /// Of points and the centroid's components less the middle's.
+    pub shifted: f32,
 }
 
 /// Three numbers a row, as many rows as there are codes.
@@ -189,6 +232,13 @@ fn check_signs(tables: &[u8], codes: &[u8], rows: SignRows<'_>, out: &[f32]) {
     assert!(needed.is_some_and(|needed| codes.len() >= needed), "fewer codes than results");
     let columns = [rows.add, rows.scale, rows.error];
     assert!(columns.iter().all(|column| column.len() >= out.len()), "fewer rows than results");
+}
+
+/// Checks the contract of [`Kernels::grid`].
+fn check_grid(row: GridRow<'_>, digits: &[u8]) {
+    assert!(row.residual.len().is_multiple_of(GRID_GROUP), "whole groups");
+    let lengths = [row.centroid.len(), row.middle.len(), digits.len()];
+    assert_eq!(lengths, [row.residual.len(); 3], "one of each a component");
 }
 
 /// Checks the contract of [`Kernels::sign_tables`].

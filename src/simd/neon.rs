@@ -45,6 +45,7 @@ static KERNELS: Kernels = Kernels {
     },
     // NEON is part of the target's baseline, so the plain code is vectorised already.
     hadamard: |values| scalar::hadamard_body(values),
+    grid: scalar::grid_body,
     sign_tables: |query, tables| scalar::sign_tables_body(query, tables),
     sign_bounds: |tables, codes, rows, terms, out| {
         check_signs(tables, codes, rows, out);

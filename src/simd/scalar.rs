@@ -2,8 +2,9 @@
 //! turns into whatever vectors the target's baseline has.
 
 use super::{
-    check_rows, check_signs, check_tables, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
-    SignScale, SignTerms, Tile, TilePanels, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
+    check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CosineParts, Grid,
+    GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF,
+    SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -21,6 +22,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     hadamard: |values| hadamard_body(values),
     sign_tables: |query, tables| sign_tables_body(query, tables),
     sign_bounds,
+    grid: grid_body,
     quantize: |values, shift, codes| quantize_body(values, shift, codes),
     least_of_runs: |values, least| least_of_runs_body(values, least),
     up_to: |values, high, places| up_to_body(values, high, 0, places),
@@ -150,15 +152,15 @@ pub(super) fn hadamard_body(values: &mut [f32]) {
     debug_assert!(values.len().is_power_of_two());
     let (rows, rest) = values.as_chunks_mut::<WIDTH>();
     if rows.is_empty() {
-        return butterflies(rest, 1);
+        return butterflies(rest);
     }
-    for row in rows {
+    for row in rows.iter_mut() {
         butterfly::<1>(row);
         butterfly::<2>(row);
         butterfly::<4>(row);
         butterfly::<8>(row);
     }
-    butterflies(values, WIDTH);
+    row_butterflies(rows);
 }
 
 /// Sums and differences of values `H` apart, in place.
@@ -171,9 +173,29 @@ fn butterfly<const H: usize>(row: &mut [f32; 16]) {
     }
 }
 
-/// The steps of the transform from values `half` apart on.
+/// The steps of the transform from whole rows apart on.
 #[inline(always)]
-fn butterflies(values: &mut [f32], mut half: usize) {
+fn row_butterflies(rows: &mut [[f32; 16]]) {
+    let mut half = 1;
+    while half < rows.len() {
+        for pair in rows.chunks_exact_mut(2 * half) {
+            let (low, high) = pair.split_at_mut(half);
+            for (x, y) in low.iter_mut().zip(high) {
+                let (a, b) = (*x, *y);
+                for i in 0..16 {
+                    x[i] = a[i] + b[i];
+                    y[i] = a[i] - b[i];
+                }
+            }
+        }
+        half *= 2;
+    }
+}
+
+/// The steps of the transform of fewer values than a row has.
+#[inline(always)]
+fn butterflies(values: &mut [f32]) {
+    let mut half = 1;
     while half < values.len() {
         for pair in values.chunks_exact_mut(2 * half) {
             let (low, high) = pair.split_at_mut(half);
@@ -224,6 +246,38 @@ pub(super) fn sign_tables_body(query: &[f32], tables: &mut [u8]) -> SignScale {
         }
     }
     SignScale { step, least }
+}
+
+/// [`Kernels::grid`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn grid_body(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> GridSums {
+    check_grid(row, digits);
+    let GridRow { residual, centroid, middle } = row;
+    let Grid { inverse, half, top } = *grid;
+    let centre = top as f32 / 2.0;
+    let (mut along, mut lengths) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (mut product, mut shifted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let columns = residual.as_chunks::<LANES>().0.iter().zip(centroid.as_chunks::<LANES>().0);
+    let columns = columns.zip(middle.as_chunks::<LANES>().0);
+    for (((r, c), m), digits) in columns.zip(digits.as_chunks_mut::<LANES>().0) {
+        for i in 0..LANES {
+            // What is below the grid becomes zero or less.
+            let place = ((r[i] * inverse + half) as i32).clamp(0, top);
+            let point = place as f32 - centre;
+            digits[i] = place as u8;
+            along[i] += r[i] * point;
+            lengths[i] += point * point;
+            product[i] += r[i] * c[i];
+            shifted[i] += point * (c[i] - m[i]);
+        }
+    }
+    let sum = |lanes: [f32; LANES]| lanes.iter().sum();
+    GridSums {
+        along: sum(along),
+        lengths: sum(lengths),
+        product: sum(product),
+        shifted: sum(shifted),
+    }
 }
 
 fn sign_bounds(

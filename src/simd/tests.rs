@@ -288,6 +288,48 @@ fn hadamard_is_its_own_inverse_but_for_the_length() {
 }
 
 #[test]
+fn places_on_a_grid_agree_with_plain_arithmetic() {
+    let mut rng = SmallRng::seed_from_u64(18);
+    for k in tables() {
+        for dim in [0, 16, 64, 96, 1024] {
+            for bits in [1, 2, 4] {
+                let mut residual = random(&mut rng, dim);
+                let (centroid, middle) = (random(&mut rng, dim), random(&mut rng, dim));
+                let (half, top) = ((1 << (bits - 1)) as f32, (1 << bits) - 1);
+                let grid = Grid { inverse: 3.7, half, top };
+                if dim > 0 {
+                    // Far off the grid, and no place at all.
+                    (residual[0], residual[1], residual[2]) = (900.0, -1e3, 0.0);
+                }
+                let mut digits = vec![99; dim];
+                let row = GridRow { residual: &residual, centroid: &centroid, middle: &middle };
+                let sums = (k.grid)(row, &grid, &mut digits);
+                let mut expected = [0.0f64; 4];
+                for i in 0..dim {
+                    let place = (residual[i] * grid.inverse + half).floor();
+                    let place = place.clamp(0.0, top as f32);
+                    // Rounding may put one that is between two points to either.
+                    assert!((place - f32::from(digits[i])).abs() <= 1.0, "{}", k.level.name());
+                    let point = f64::from(digits[i]) - f64::from(top) / 2.0;
+                    let [r, c, m] = [residual[i], centroid[i], middle[i]].map(f64::from);
+                    let each = [r * point, point * point, r * c, point * (c - m)];
+                    expected.iter_mut().zip(each).for_each(|(sum, x)| *sum += x);
+                }
+                let got = [sums.along, sums.lengths, sums.product, sums.shifted];
+                for (got, expected) in got.into_iter().zip(expected) {
+                    assert!((f64::from(got) - expected).abs() <= 0.05, "{got} {expected}");
+                }
+            }
+        }
+        let row = GridRow { residual: &[0.0; 16], centroid: &[0.0; 16], middle: &[0.0; 32] };
+        let unlike = || (k.grid)(row, &GRID, &mut [0; 16]);
+        assert!(std::panic::catch_unwind(unlike).is_err());
+    }
+}
+
+const GRID: Grid = Grid { inverse: 1.0, half: 1.0, top: 1 };
+
+#[test]
 fn tables_have_the_sums_of_subsets() {
     let mut rng = SmallRng::seed_from_u64(8);
     for k in tables() {

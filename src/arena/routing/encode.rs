@@ -3,14 +3,13 @@
 use super::format::{padded, Header, Parts, RoutingIdentity, MAGIC, NO_CENTROID, VERSION};
 use super::routed_by;
 use crate::arena::ArenaError;
-use crate::cluster::{Groups, Router, Stopped};
+use crate::cluster::{Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{Projection, Rotation};
 use crate::simd::{kernels, SIGN_BLOCK};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
-use std::sync::atomic::AtomicBool;
 
 /// What the arena of a router is recognised by.
 pub fn identity(router_id: u128, router: &Router) -> RoutingIdentity {
@@ -22,8 +21,9 @@ pub fn identity(router_id: u128, router: &Router) -> RoutingIdentity {
     }
 }
 
-/// The bytes of a router's arena; `groups` are those of its points.
-pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u8>, ArenaError> {
+/// The bytes of a router's arena.
+pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u8>, ArenaError> {
+    let Routed { points, groups, neighbours } = *routed;
     let too_large = || ArenaError::Layout("too large");
     let identity = identity(router_id, router);
     let padded = padded(&identity);
@@ -31,16 +31,8 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
     let centroids = rotate_all(&rotation, router.centroids(), router.dim(), padded);
     let projection = &router.space().projection;
     let components = projection.components();
-    let (points, centres) = if projection.is_learned() {
-        // The flag is nobody's.
-        let made = router.points(&AtomicBool::new(false));
-        let (points, _) = made.map_err(|Stopped| ArenaError::Layout("points"))?;
-        (points.to_vec(), groups.centres().to_vec())
-    } else {
-        let centres = rotate_all(&rotation, groups.centres(), router.dim(), padded);
-        (centroids.clone(), centres)
-    };
-    let middle = middle(&points, components);
+    let centres = groups.centres();
+    let middle = middle(points, components);
 
     let (mut first_places, mut numbers) = (vec![0u32], Vec::new());
     for (_, members) in groups.iter() {
@@ -86,7 +78,7 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
     let mut bytes = vec![0u8; parts.length];
     put(&mut bytes, &parts.basis, &router.space().basis);
     put(&mut bytes, &parts.middle, &middle);
-    put(&mut bytes, &parts.centres, &centres);
+    put(&mut bytes, &parts.centres, centres);
     put(&mut bytes, &parts.spreads, &spreads);
     put(&mut bytes, &parts.first_places, &first_places);
     put(&mut bytes, &parts.numbers, &numbers);
@@ -96,11 +88,15 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
     }
     put(&mut bytes, &parts.codes, &codes);
     if projection.is_learned() {
-        put(&mut bytes, &parts.point_crcs, &crcs(&points, components));
-        put(&mut bytes, &parts.points, &points);
+        put(&mut bytes, &parts.point_crcs, &crcs(points, components));
+        put(&mut bytes, &parts.points, points);
     }
     put(&mut bytes, &parts.centroid_crcs, &crcs(&centroids, padded));
     put(&mut bytes, &parts.centroids, &centroids);
+    let lists = neighbours.map_or(&[][..], |neighbours| neighbours.lists());
+    if !lists.is_empty() {
+        put(&mut bytes, &parts.neighbours, lists);
+    }
     let (head, body) = bytes.split_at_mut(size_of::<Header>());
     let body = &body[..parts.points.start - size_of::<Header>()];
     let mut header = Header {
@@ -112,11 +108,12 @@ pub fn encode(router_id: u128, router: &Router, groups: &Groups) -> Result<Vec<u
         buckets: identity.buckets,
         body_crc: crc32fast::hash(body),
         length: parts.length as u64,
-        typical: typical(&points, components, projection),
+        typical: typical(points, components, projection),
         metric: identity.metric as u8,
         groups,
         places,
         subspace: projection.subspace(),
+        neighbours_crc: crc32fast::hash(bytemuck::cast_slice(lists)),
         ..Header::zeroed()
     };
     header.crc = header.checksum();
@@ -161,8 +158,7 @@ fn encode_point(
     place: usize,
 ) -> sign::SignFactors {
     let (lead, beyond) = point.split_at(coding.components);
-    let residual: Vec<f64> =
-        lead.iter().zip(centre).map(|(c, m)| f64::from(*c) - f64::from(*m)).collect();
+    let residual: Vec<f32> = lead.iter().zip(centre).map(|(c, m)| c - m).collect();
     let row = sign::Row {
         residual: &residual,
         centroid: &centre[..coding.components],

@@ -14,7 +14,7 @@ pub use format::RoutingIdentity;
 use super::directory::Temporary;
 use super::writer::anonymous;
 use super::{ArenaError, ArenaName};
-use crate::cluster::{Groups, Router};
+use crate::cluster::{Groups, Neighbours, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{Projection, Rotation};
@@ -39,6 +39,7 @@ pub struct RoutingArena {
     identity: RoutingIdentity,
     groups: usize,
     parts: Parts,
+    neighbours_crc: u32,
     typical: f32,
     rotation: Rotation,
     projection: Projection,
@@ -74,8 +75,7 @@ pub struct Group<'a> {
 }
 
 impl RoutingArena {
-    /// Writes the arena of a router, whose centroids are in `groups`, under its name in `dir`, and
-    /// maps it.
+    /// Writes the arena of a router, of which all is known, under its name in `dir`, and maps it.
     ///
     /// # Errors
     /// [`ArenaError::Io`], or [`ArenaError::Layout`] when it would be too large.
@@ -84,9 +84,9 @@ impl RoutingArena {
         name: &ArenaName,
         router_id: u128,
         router: &Router,
-        groups: &Groups,
+        routed: &Routed<'_>,
     ) -> Result<RoutingArena, ArenaError> {
-        let bytes = encode(router_id, router, groups)?;
+        let bytes = encode(router_id, router, routed)?;
         let (mut file, temporary) = Temporary::create(dir, name)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
@@ -101,9 +101,9 @@ impl RoutingArena {
     pub fn in_memory(
         router_id: u128,
         router: &Router,
-        groups: &Groups,
+        routed: &Routed<'_>,
     ) -> Result<RoutingArena, ArenaError> {
-        let bytes = encode(router_id, router, groups)?;
+        let bytes = encode(router_id, router, routed)?;
         let mut map = anonymous(bytes.len())?;
         map.copy_from_slice(&bytes);
         RoutingArena::check(map.make_read_only()?, &identity(router_id, router))
@@ -189,6 +189,7 @@ impl RoutingArena {
         }
         Ok(RoutingArena {
             typical: header.typical,
+            neighbours_crc: header.neighbours_crc,
             groups: header.groups as usize,
             identity: *identity,
             sound_points: Bits::new(identity.buckets),
@@ -259,6 +260,26 @@ impl RoutingArena {
     /// The mean of all points, which sign codes are told.
     pub fn middle(&self) -> &[f32] {
         self.floats(&self.parts.middle)
+    }
+
+    /// Spares a router that is this arena's what has been found out about it already. Does nothing
+    /// where that is damaged.
+    pub fn teach(&self, router: &Router) {
+        let numbers = &self.map[self.parts.neighbours.clone()];
+        let is_sound = crc32fast::hash(numbers) == self.neighbours_crc;
+        let known = |numbers| Neighbours::known(bytemuck::pod_collect_to_vec(numbers), self.len());
+        let spills = self.coding().is_some();
+        let neighbours = Some(numbers).filter(|_| spills && is_sound).and_then(known);
+        let members = |nth| {
+            let places = self.group(nth).places;
+            places.filter_map(|place| self.bucket_at(place)).collect()
+        };
+        let members: Vec<Vec<u32>> = (0..self.groups).map(members).collect();
+        if members.iter().map(Vec::len).sum::<usize>() == self.len() {
+            let centres = self.floats(&self.parts.centres).to_vec();
+            let groups = Groups::known(centres, self.projection.components(), members);
+            router.learn(groups, neighbours);
+        }
     }
 
     /// How many groups the centroids are in.
@@ -396,13 +417,15 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let name = ArenaName::new("5", 9).unwrap();
             let router = router(metric, dim, buckets);
+            let (points, components) = router.points(&STOP).unwrap();
             let groups = match buckets {
-                0..50 => Groups::one(router.centroids(), dim),
-                _ => Groups::new(router.centroids(), dim, &STOP).unwrap(),
+                0..50 => Groups::one(points, components),
+                _ => Groups::new(points, components, &STOP).unwrap(),
             };
-            let written = RoutingArena::create(dir.path(), &name, 9, &router, &groups).unwrap();
+            let routed = Routed { groups: &groups, ..router.routed(&STOP).unwrap() };
+            let written = RoutingArena::create(dir.path(), &name, 9, &router, &routed).unwrap();
             let opened = RoutingArena::open(dir.path(), &name, &identity(9, &router)).unwrap();
-            let memory = RoutingArena::in_memory(9, &router, &groups).unwrap();
+            let memory = RoutingArena::in_memory(9, &router, &routed).unwrap();
             let rotation = Rotation::new(metric, dim);
             let mut rotated = vec![0.0; rotation.padded()];
             for arena in [&written, &opened, &memory] {
@@ -446,8 +469,9 @@ mod tests {
             let name = ArenaName::new("5", 9).unwrap();
             let router = learned(metric, 100, buckets);
             let (points, components) = router.points(&STOP).unwrap();
-            let groups = Groups::new(points, components, &STOP).unwrap();
-            RoutingArena::create(dir.path(), &name, 9, &router, &groups).unwrap();
+            let groups = &Groups::new(points, components, &STOP).unwrap();
+            let routed = Routed { groups, ..router.routed(&STOP).unwrap() };
+            RoutingArena::create(dir.path(), &name, 9, &router, &routed).unwrap();
             let arena = RoutingArena::open(dir.path(), &name, &identity(9, &router)).unwrap();
             let space = router.space();
             assert_eq!(arena.projection().subspace(), space.projection.subspace());
@@ -468,6 +492,13 @@ mod tests {
                 let (codes, rows) = arena.signs(&group).unwrap();
                 assert_eq!(codes.len(), rows.add.len() * 8);
             }
+            let pupil = learned(metric, 100, buckets);
+            arena.teach(&pupil);
+            let taught = pupil.routed(&STOP).unwrap();
+            assert_eq!(taught.groups.len(), groups.len());
+            assert!(taught.groups.iter().eq(groups.iter()));
+            let lists = |routed: &Routed<'_>| routed.neighbours.unwrap().lists().to_vec();
+            assert_eq!(lists(&taught), lists(&routed));
         }
     }
 
@@ -477,9 +508,8 @@ mod tests {
         let name = ArenaName::new("5", 9).unwrap();
         let router = learned(Metric::L2, 64, 3);
         let own = identity(9, &router);
-        let (points, components) = router.points(&STOP).unwrap();
-        let groups = Groups::one(points, components);
-        RoutingArena::create(dir.path(), &name, 9, &router, &groups).unwrap();
+        let routed = router.routed(&STOP).unwrap();
+        RoutingArena::create(dir.path(), &name, 9, &router, &routed).unwrap();
         for other in [
             RoutingIdentity { router: 8, ..own },
             RoutingIdentity { dim: 65, ..own },
@@ -497,7 +527,13 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             let is_sound = RoutingArena::open(dir.path(), &name, &own).is_ok_and(|arena| {
                 assert!(!arena.is_damaged(), "not touched yet");
-                arena.is_sound()
+                // Of neighbours that are damaged nothing is learned.
+                let pupil = learned(Metric::L2, 64, 3);
+                arena.teach(&pupil);
+                let lists = |router: &Router| router.neighbours(&STOP).unwrap().lists().to_vec();
+                assert_eq!(lists(&pupil), lists(&router));
+                let neighbours = &arena.parts.neighbours;
+                arena.is_sound() && !(neighbours.start..arena.map.len()).contains(&at)
             });
             assert!(!is_sound, "byte {at}");
         }
