@@ -17,6 +17,9 @@ use crate::simd::kernels;
 /// direction; three of them take the fewest rows to a recall on word vectors and image descriptors.
 const PRODUCT_REACH: f32 = 3.0;
 
+/// The square of a distance at which a row is a stranger, to the usual one.
+const STRANGE: f32 = 4.0;
+
 /// The factor of a bucket's radius by which its best row is taken to exceed the product of a query,
 /// in `dim` dimensions, and the centroid.
 pub fn product_reach(query: &[f32], dim: usize) -> f32 {
@@ -165,6 +168,19 @@ impl Router {
         Ok(Routed { points, groups: self.groups(stop)?, neighbours })
     }
 
+    /// Tells which rows are unlike those the buckets were trained on, from their buckets and squared
+    /// distances to the centroids: twice as far as rows usually are, there and in all buckets.
+    pub fn strangers(&self) -> impl Fn(u32, f32) -> bool + '_ {
+        let squares = self.radii.iter().map(|radius| f64::from(*radius).powi(2));
+        let mean = (squares.sum::<f64>() / self.len().max(1) as f64) as f32;
+        // All rows are in the one bucket there is, and found wherever they lie.
+        let is_trained = self.len() > 1;
+        move |bucket, square| {
+            let usual = mean.max(self.radii[bucket as usize].powi(2));
+            is_trained && square > STRANGE * usual
+        }
+    }
+
     /// Takes what another router of the same centroids has found out already.
     ///
     /// # Panics
@@ -294,6 +310,17 @@ mod tests {
         }
         let stop = AtomicBool::new(true);
         assert_eq!(router(Metric::L2).assign(&[0.0; 2], &mut [0], &stop), Err(Stopped));
+    }
+
+    #[test]
+    fn strangers_are_far_from_every_bucket() {
+        // Radii 0.5, 0.25 and 4; the mean square is about 5.4.
+        let router = router(Metric::L2);
+        let is_stranger = router.strangers();
+        assert!(!is_stranger(0, 21.0) && is_stranger(0, 22.0));
+        assert!(!is_stranger(2, 63.0) && is_stranger(2, 65.0));
+        let one = Router::new(Metric::L2, 2, vec![0.0; 2], vec![1.0]);
+        assert!(!one.strangers()(0, 1e9));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
 use super::rows::RowStore;
-use super::segment_builder::{SegmentBuilder, UNASSIGNED};
+use super::segment_builder::SegmentBuilder;
 use super::sweep::sweep;
 use super::tiers::{due, untidy};
 use crate::memtable;
@@ -56,6 +56,11 @@ const RETRAIN_GROWTH: f64 = 4.0;
 const LATE_GROWTH: f64 = 8.0;
 const LONG_TRAINING: u64 = 32 << 20;
 const IDLE_GROWTH: f64 = 1.4;
+/// A row unlike those the router was trained on counts as so many fewer of these: where such rows
+/// come, recall does not wait for the table to grow.
+const COST_OF_STRANGER: u64 = 12;
+/// Some are unlike in any table; a smaller share of a log's rows means nothing.
+const STRANGERS_IN_LOG: f64 = 0.1;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
 /// Pages kept aside for a log, between these bounds as many as it had.
@@ -158,7 +163,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     }
     background::flush_begins(index);
     let (view, blocks) = View::take_with_blocks(index)?;
-    let (manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
+    let (mut manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
 
     let mut store = RowStore::new(dims, job_memory());
@@ -173,6 +178,20 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     let mut flushed = Flushed { rows: store.len() as u64, ..Flushed::default() };
     let from_log = end.seq - view.log_head_seq();
 
+    let crew = Crew::new();
+    let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
+    let mut buckets = Vec::new();
+    let mut sorter = None;
+    if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0) {
+        let opened = builder.sorter(stored)?;
+        let assigned = builder.sort(&opened, &mut store);
+        if assigned.strangers as f64 > STRANGERS_IN_LOG * flushed.rows as f64 {
+            let less = assigned.strangers.saturating_mul(COST_OF_STRANGER);
+            stored.trained_rows = stored.trained_rows.saturating_sub(less).max(1);
+        }
+        buckets = assigned.buckets;
+        sorter = Some(opened);
+    }
     let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
     if from_log == 0 && !merged.contains(&true) {
         return Ok(flushed);
@@ -184,7 +203,6 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
     let Manifest { router: old_router, segments } = manifest;
     let mut kept = Vec::new();
-    let mut buckets = vec![UNASSIGNED; store.len()];
     let router_buckets = old_router.as_ref().map_or(0, |router| router.buckets);
     for (segment, merge) in segments.into_iter().zip(merged) {
         if !merge {
@@ -204,13 +222,15 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     space.release_blocks(&manifest_blocks);
     space.release_blocks(&end.passed);
 
-    let crew = Crew::new();
-    let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
     let mut new_router = old_router.clone();
     if store.len() > 0 {
         match old_router {
             Some(stored) if !retrain => {
-                kept.push(builder.build(&stored, &mut store, buckets, &mut space)?);
+                let sorter = match sorter {
+                    Some(sorter) => sorter,
+                    None => builder.sorter(&stored)?,
+                };
+                kept.push(builder.build(&sorter, &mut store, &buckets, &mut space)?);
             }
             stored => {
                 flushed.trained = true;

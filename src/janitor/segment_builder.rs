@@ -22,9 +22,6 @@ use rayon::prelude::*;
 use std::mem::size_of;
 use std::ops::Range;
 
-/// A bucket not yet known.
-pub const UNASSIGNED: u32 = u32::MAX;
-
 /// What all steps of one segment need.
 pub struct SegmentBuilder<'j> {
     /// The index being written.
@@ -39,9 +36,18 @@ pub struct SegmentBuilder<'j> {
     pub progress: Progress,
 }
 
-/// A router that has not been written yet, and what assigning with it found.
-struct Assigned {
-    buckets: Vec<u32>,
+/// The stored router of an index, and its arena.
+pub struct Sorter {
+    router: Router,
+    routing: RoutingArena,
+}
+
+/// Where rows belong.
+pub struct Assigned {
+    /// The bucket of each row.
+    pub buckets: Vec<u32>,
+    /// Rows that have just been assigned and are unlike those the router was trained on.
+    pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
     radii: Vec<f32>,
 }
@@ -61,8 +67,7 @@ impl SegmentBuilder<'_> {
         let Trained { centroids, space: learned } = trained;
         let count = centroids.len() / self.dims;
         let untried = Router::within(learned.clone(), self.metric, centroids, vec![0.0; count]);
-        let unassigned = vec![UNASSIGNED; store.len()];
-        let assigned = self.assign(&untried, store, unassigned, Some(&mut trial));
+        let assigned = self.assign(&untried, store, Some(&mut trial));
         let router =
             Router::within(learned, self.metric, untried.centroids().to_vec(), assigned.radii);
         let bytes = router::encode(&router);
@@ -84,79 +89,89 @@ impl SegmentBuilder<'_> {
         Ok((stored, segment))
     }
 
-    /// Writes a segment of rows whose buckets are known, or found with the stored router where
-    /// they are [`UNASSIGNED`].
+    /// Opens the stored router.
     ///
     /// # Errors
-    /// What reading the router, or reading back pages gave.
-    pub fn build(
-        &self,
-        stored: &RouterRef,
-        store: &mut RowStore,
-        buckets: Vec<u32>,
-        space: &mut Space,
-    ) -> Read<Segment> {
+    /// What reading its pages gave.
+    pub fn sorter(&self, stored: &RouterRef) -> Read<Sorter> {
         let (router, routing) =
             routing::load_with_router(self.index, self.metric, self.dims, stored)?;
-        let assigned = self.assign(&router, store, buckets, None);
-        self.write(&router, &routing, store, &assigned.buckets, space)
+        Ok(Sorter { router, routing })
     }
 
-    /// Finds the buckets that are not known, and shows `trial` the rows.
+    /// Finds the buckets of all rows.
+    pub fn sort(&self, sorter: &Sorter, store: &mut RowStore) -> Assigned {
+        self.assign(&sorter.router, store, None)
+    }
+
+    /// Writes a segment of rows whose buckets are known.
+    ///
+    /// # Errors
+    /// What reading back pages gave.
+    pub fn build(
+        &self,
+        sorter: &Sorter,
+        store: &mut RowStore,
+        buckets: &[u32],
+        space: &mut Space,
+    ) -> Read<Segment> {
+        self.write(&sorter.router, &sorter.routing, store, buckets, space)
+    }
+
+    /// Finds the buckets of all rows, and shows `trial` the rows.
     fn assign(
         &self,
         router: &Router,
         store: &mut RowStore,
-        mut buckets: Vec<u32>,
         mut trial: Option<&mut Trial>,
     ) -> Assigned {
         let (dims, metric) = (self.dims, self.metric);
         self.progress.begin(Phase::Assign, store.len() as u64);
+        let mut buckets = Vec::with_capacity(store.len());
         let mut squares = vec![0f64; router.len()];
         let mut counts = vec![0u64; router.len()];
+        let is_stranger = router.strangers();
+        let mut strangers = 0;
         store.for_each_block(|first, vectors| {
             let rows = vectors.len() / dims;
-            let known = &mut buckets[first..first + rows];
-            if known.contains(&UNASSIGNED) {
-                let trial = trial.as_deref_mut();
-                let found = self.crew.run(|stop| {
-                    if let Some(trial) = trial {
-                        trial.observe(first, vectors, stop)?;
-                    }
-                    let mut unit;
-                    let vectors = if metric == Metric::Cosine {
-                        unit = vectors.to_vec();
-                        unit.par_chunks_mut(dims).for_each(|row| normalize_rows(dims, row));
-                        &unit
-                    } else {
-                        vectors
-                    };
-                    let mut found = vec![0u32; rows];
-                    router.assign(vectors, &mut found, stop)?;
-                    let distances: Vec<f32> = vectors
-                        .par_chunks(dims)
-                        .zip(&found)
-                        .map(|(row, bucket)| {
-                            (kernels().l2_squared)(row, router.centroid(*bucket as usize))
-                        })
-                        .collect();
-                    Ok::<_, Stopped>((found, distances))
-                });
-                // A stopped job has already ended the statement.
-                let (found, distances) = found.unwrap_or_default();
-                for ((known, bucket), distance) in known.iter_mut().zip(found).zip(distances) {
-                    if *known == UNASSIGNED {
-                        *known = bucket;
-                        squares[bucket as usize] += f64::from(distance);
-                        counts[bucket as usize] += 1;
-                    }
+            let trial = trial.as_deref_mut();
+            let found = self.crew.run(|stop| {
+                if let Some(trial) = trial {
+                    trial.observe(first, vectors, stop)?;
                 }
+                let mut unit;
+                let vectors = if metric == Metric::Cosine {
+                    unit = vectors.to_vec();
+                    unit.par_chunks_mut(dims).for_each(|row| normalize_rows(dims, row));
+                    &unit
+                } else {
+                    vectors
+                };
+                let mut found = vec![0u32; rows];
+                router.assign(vectors, &mut found, stop)?;
+                let distances: Vec<f32> = vectors
+                    .par_chunks(dims)
+                    .zip(&found)
+                    .map(|(row, bucket)| {
+                        (kernels().l2_squared)(row, router.centroid(*bucket as usize))
+                    })
+                    .collect();
+                Ok::<_, Stopped>((found, distances))
+            });
+            // A stopped job has already ended the statement.
+            let (found, distances) = found.unwrap_or_default();
+            for (&bucket, distance) in found.iter().zip(distances) {
+                squares[bucket as usize] += f64::from(distance);
+                counts[bucket as usize] += 1;
+                strangers += u64::from(is_stranger(bucket, distance));
             }
+            buckets.extend(found);
             self.progress.done((first + rows) as u64);
             breathe();
         });
         let radius = |(sum, count): (f64, u64)| (sum / count.max(1) as f64).sqrt() as f32;
-        Assigned { buckets, radii: squares.into_iter().zip(counts).map(radius).collect() }
+        let radii = squares.into_iter().zip(counts).map(radius).collect();
+        Assigned { buckets, strangers, radii }
     }
 
     /// Writes columns, bucket by bucket, and the arena.

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_row_is_written_a_logarithmic_number_of_times_into_a_handful_of_segments() {
-        let expected = [(10, 2.0, 5), (100, 5.0, 8), (1000, 7.0, 10), (10_000, 9.0, 12)];
+        let expected = [(10, 2.5, 5), (100, 5.0, 8), (1000, 7.0, 10), (10_000, 9.0, 12)];
         for (flushes, amplification, most) in expected {
             for mean in [1, 10, 4000] {
                 for base in [0, 1_000_000] {

@@ -26,7 +26,7 @@ const VERSION: u32 = 1;
 pub struct RouterRef {
     /// Buckets; their ids are the numbers below this.
     pub buckets: u32,
-    /// Rows of the index when it was trained.
+    /// Rows of the index when it was trained, less some for each row since that is unlike them.
     pub trained_rows: u64,
     /// What a recall costs with it.
     pub calibration: Calibration,

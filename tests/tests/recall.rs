@@ -220,30 +220,33 @@ fn on_rows_that_leave_the_plane_the_index_was_built_on() -> Result<()> {
         build(&mut client, distance)?;
     }
     client.batch_execute("ANALYZE t")?;
-    let check = |client: &mut Client, step: &str| -> Result<()> {
+    // Queries that have no near rows are nobody's promise.
+    let check = |client: &mut Client, step: &str, old_queries: Option<&[Vec<f32>]>| -> Result<()> {
         for distance in [L2, COSINE] {
             for query in queries.iter().step_by(40) {
                 compare(client, "t", distance, &format!("{query:?}"), Some(100))
                     .with_context(|| step.to_owned())?;
             }
-            measure(client, distance, old_queries, &format!("{step}, queries of old rows"))?;
+            if let Some(queries) = old_queries {
+                measure(client, distance, queries, &format!("{step}, queries of old rows"))?;
+            }
             measure(client, distance, new_queries, &format!("{step}, queries of new rows"))?;
         }
         Ok(())
     };
-    check(&mut client, "built")?;
     insert(&mut client, &new[..1000], 100_000)?;
     client.batch_execute(
         "SELECT drift_flush('t_vector_l2_ops'), drift_flush('t_vector_cosine_ops')",
     )?;
-    check(&mut client, "some rows elsewhere")?;
+    check(&mut client, "some rows elsewhere", Some(old_queries))?;
     insert(&mut client, &new[1000..], 200_000)?;
     client.batch_execute(
         "SELECT drift_flush('t_vector_l2_ops'), drift_flush('t_vector_cosine_ops')",
     )?;
-    check(&mut client, "many rows elsewhere")?;
-    client.batch_execute("DELETE FROM t WHERE id < 100000; VACUUM t")?;
-    check(&mut client, "all rows elsewhere")?;
+    check(&mut client, "many rows elsewhere", Some(old_queries))?;
+    client.batch_execute("DELETE FROM t WHERE id < 100000")?;
+    client.batch_execute("VACUUM t")?;
+    check(&mut client, "all rows elsewhere", None)?;
     require_quiet_log(&cluster.log())
 }
 

@@ -74,12 +74,13 @@ pub fn row_logged(index: Index, seen: u64) -> u64 {
 }
 
 /// A session that has not seen this manifest before looks at the index. After a crash nobody else
-/// may know that there are rows in its log; they are taken for as new as the end of WAL.
+/// may know that there are rows in its log; they are taken for as new as the end of WAL. The
+/// launcher need not be there yet.
 pub fn log_seen(index: Index) {
     // SAFETY: plain calls on the process's own thread; the position is asked for outside of
     // recovery only.
     unsafe {
-        if is_on(index)
+        if settings::is_on()
             && persistence(index) == pg_sys::RELPERSISTENCE_PERMANENT
             && !pg_sys::RecoveryInProgress()
         {

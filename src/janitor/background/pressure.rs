@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Times its limit that a log may grow to before inserts slow down.
-const SLOW: f64 = 4.0;
+const SLOW: f64 = 8.0;
 /// Times its limit at which an insert flushes the log itself.
 const FULL: f64 = 16.0;
 /// Pause for each page just below that.
@@ -50,9 +50,9 @@ mod tests {
     fn pressure_grows_without_a_step_until_the_log_is_full() {
         assert_eq!(Pressure::of(100, 100), Pressure::None);
         assert_eq!(Pressure::of(101, 100), Pressure::Announce);
-        assert_eq!(Pressure::of(400, 100), Pressure::Announce);
+        assert_eq!(Pressure::of(800, 100), Pressure::Announce);
         let mut before = Duration::ZERO;
-        for pages in 401..1600 {
+        for pages in 801..1600 {
             let Pressure::Slow(pause) = Pressure::of(pages, 100) else { panic!("{pages}") };
             assert!(pause >= before && pause - before < Duration::from_millis(1), "{pages}");
             before = pause;
