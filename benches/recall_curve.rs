@@ -94,7 +94,8 @@ fn measure(
         counts.iter().filter(|&&n| n == 0).count(),
     );
 
-    // found[p], scanned[p]: true neighbours in the p-th bucket probed, and its rows, of all queries.
+    // found[p], scanned[p]: true neighbours in the p-th bucket probed, and its rows, of all
+    // queries.
     let mut found = vec![0u64; buckets];
     let mut scanned = vec![0u64; buckets];
     let mut scores = Vec::new();

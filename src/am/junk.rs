@@ -2,9 +2,9 @@
 //!
 //! The ORDER BY expression of a query is a column of its plan even if it is not among the columns
 //! asked for ("junk"). The executor would compute it for each row that an index scan returns, and
-//! fetch a long vector from where it is stored out of line to do so, which takes longer than to find
-//! the row. Where the order of a scan is that of the result nobody reads this column, so the plan
-//! gets a NULL there.
+//! fetch a long vector from where it is stored out of line to do so, which takes longer than to
+//! find the row. Where the order of a scan is that of the result nobody reads this column, so the
+//! plan gets a NULL there.
 
 use pgrx::{pg_guard, pg_sys, PgList};
 use std::ffi::{c_char, c_int};

@@ -12,9 +12,9 @@ use super::directory::Temporary;
 use super::format::{block, Footer, ALIGN};
 use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
 
-/// A huge page. What is written to the file as a whole at a multiple of it, the system can keep, and
-/// map, as one: a search touches memory all over the arena, and each page it touches is to be found
-/// in tables first.
+/// A huge page. What is written to the file as a whole at a multiple of it, the system can keep,
+/// and map, as one: a search touches memory all over the arena, and each page it touches is to be
+/// found in tables first.
 const HUGE_PAGE: usize = 2 << 20;
 const ZEROES: [u8; ALIGN as usize] = [0; ALIGN as usize];
 

@@ -122,8 +122,8 @@ impl PackedCentroids {
 
     /// Writes the number of the nearest centroid of each row to `out`, the lowest of equals.
     ///
-    /// Rows and results correspond up to the shorter of the two. A row that has no nearest centroid,
-    /// because a distance is no number or there are no centroids, gets 0.
+    /// Rows and results correspond up to the shorter of the two. A row that has no nearest
+    /// centroid, because a distance is no number or there are no centroids, gets 0.
     pub fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
         if self.is_empty() {
             out.fill(0);

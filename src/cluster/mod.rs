@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub mod assign;
+mod coding;
 mod groups;
 pub mod kmeans;
 mod principal;

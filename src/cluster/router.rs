@@ -168,8 +168,9 @@ impl Router {
         Ok(Routed { points, groups: self.groups(stop)?, neighbours })
     }
 
-    /// Tells which rows are unlike those the buckets were trained on, from their buckets and squared
-    /// distances to the centroids: twice as far as rows usually are, there and in all buckets.
+    /// Tells which rows are unlike those the buckets were trained on, from their buckets and
+    /// squared distances to the centroids: twice as far as rows usually are, there and in all
+    /// buckets.
     pub fn strangers(&self) -> impl Fn(u32, f32) -> bool + '_ {
         let squares = self.radii.iter().map(|radius| f64::from(*radius).powi(2));
         let mean = (squares.sum::<f64>() / self.len().max(1) as f64) as f32;

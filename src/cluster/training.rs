@@ -1,13 +1,13 @@
 //! What a router is made of: centroids, and the space they are looked for in.
 
 use super::assign::PackedCentroids;
+use super::coding::{choose, Sample};
 use super::kmeans::{self, Params};
 use super::principal::principal;
 use super::subspace::{products, VectorSpace};
 use super::Stopped;
 use crate::metric::Metric;
-use crate::quant::sign::{self, Coding};
-use crate::quant::{self, Projection, Subspace};
+use crate::quant::{self, sign, Projection};
 use std::sync::atomic::AtomicBool;
 
 /// Rows that directions are learned from; fewer rows than [`FEWEST_ROWS`] teach none.
@@ -25,22 +25,6 @@ const ENOUGH: f32 = 0.96;
 
 /// In spaces with less than this, buckets are worse by more than short codes are better.
 const LEAST_SHARE: f32 = 0.9;
-
-/// Pairs of rows that tell what codes would miss.
-const PAIRS: usize = 4096;
-
-/// What it costs that codes of 128 dimensions miss as much as one bit for each does, to what they
-/// cost themselves. Of more dimensions each bit misses less. Measured on image descriptors, word
-/// vectors and made vectors of 768 dimensions, with codes of 8 to 192 bytes.
-const COST_OF_MISSED: f64 = 2.0;
-const MISSED_DIMENSIONS: f64 = 128.0;
-
-/// A row has more than usual beyond the components with a code if it has so many times as much as
-/// the mean row.
-const UNUSUAL: f64 = 4.0;
-
-/// The square of a query's distance from the centroids it looks at, to that of their rows.
-const QUERY_SQUARE: f64 = 2.0;
 
 /// Centroids, and the space.
 pub struct Trained {
@@ -81,9 +65,16 @@ pub fn train(
             quant::normalize(mean, unit);
         }
     }
-    let points = found.project(&centroids, stop)?;
-    let subspace = found.choose(samples, &projected, &centroids, &points, &cluster_of);
-    let space = match Projection::stored(metric, dim, subspace) {
+    let sample = Sample {
+        dim,
+        rows: samples,
+        centroids: &centroids,
+        cluster_of: &cluster_of,
+        components: found.count,
+        points: &projected,
+        centres: &found.project(&centroids, stop)?,
+    };
+    let space = match Projection::stored(metric, dim, choose(&sample)) {
         Some(projection) if projection.is_learned() => {
             VectorSpace { projection, basis: found.basis }
         }
@@ -142,130 +133,6 @@ impl Directions {
         products(rows, self.dim, &self.basis, self.count, &mut out, stop)?;
         Ok(out)
     }
-
-    /// How many components are to have a code, and of how many bits. Pairs of rows in a cluster,
-    /// one of them in the place of a query, tell what each kind of code would miss.
-    fn choose(
-        &self,
-        samples: &[f32],
-        projected: &[f32],
-        centroids: &[f32],
-        points: &[f32],
-        cluster_of: &[u32],
-    ) -> Subspace {
-        let (dim, count) = (self.dim, self.count);
-        let mut last = vec![None; centroids.len() / dim];
-        let mut sums = vec![Missed::default(); count + 1];
-        let (mut whole, mut pairs) = (0.0, 0usize);
-        let step = (cluster_of.len() / (2 * PAIRS)).max(1);
-        for (row, cluster) in cluster_of.iter().enumerate() {
-            let cluster = *cluster as usize;
-            let Some(other) = last[cluster].replace(row) else { continue };
-            if pairs >= PAIRS || row % step != 0 {
-                continue;
-            }
-            pairs += 1;
-            let vector = |nth: usize| &samples[nth * dim..][..dim];
-            let components = |nth: usize| &projected[nth * count..][..count];
-            let (a, b) = (vector(row), vector(other));
-            let mut rest = Rest { product: dot(a, b), squares: [dot(a, a), dot(b, b)] };
-            let centre = &centroids[cluster * dim..][..dim];
-            whole += distance(a, centre) * distance(b, centre);
-            let (mut near, mut far) = (0.0, 0.0);
-            sums[0].add(near, far, &rest);
-            let centre = &points[cluster * count..][..count];
-            let parts = components(row).iter().zip(components(other)).zip(centre);
-            for (((a, b), c), sum) in parts.zip(&mut sums[1..]) {
-                let [a, b, c] = [*a, *b, *c].map(f64::from);
-                near += (a - c) * (a - c);
-                far += (b - c) * (b - c);
-                rest.product -= a * b;
-                rest.squares[0] = (rest.squares[0] - a * a).max(0.0);
-                rest.squares[1] = (rest.squares[1] - b * b).max(0.0);
-                sum.add(near, far, &rest);
-            }
-        }
-        let padded = dim.next_multiple_of(sign::DIM_MULTIPLE);
-        let allowed = whole * f64::from(Coding::signs(padded).variance());
-        let is_whole = count == dim;
-        let of_missed = COST_OF_MISSED * (MISSED_DIMENSIONS / padded as f64).sqrt();
-        let mut choice = Choice { of_missed, cost: f64::INFINITY, subspace: Subspace::PLAIN };
-        for bits in [1, 2] {
-            let coding = Coding { bits, ..Coding::signs(padded) };
-            let missed = whole * f64::from(coding.variance()) / allowed;
-            choice.consider(&coding, missed, Subspace { bits: bits as u32, ..Subspace::PLAIN });
-        }
-        for bits in [1, 2, 4] {
-            let is_coding = |lead: &usize| (lead * bits).is_multiple_of(sign::DIM_MULTIPLE);
-            for lead in (1..=count).filter(is_coding) {
-                let sums = &sums[lead];
-                // Rows to come may be unlike these, so nothing is taken to be beyond only where
-                // there is no direction left.
-                let beyond = if is_whole && lead == count {
-                    0.0
-                } else if sums.products > 0.0 {
-                    (sums.squares / sums.products).clamp(1.0, dim as f64) as f32
-                } else {
-                    1.0
-                };
-                let usual = (UNUSUAL * sums.beyond / pairs as f64) as f32;
-                let coding = Coding { components: lead, bits, beyond, usual };
-                let of_code = sums.codes * f64::from(coding.variance());
-                let of_rest = if beyond > 0.0 { sums.products / QUERY_SQUARE } else { 0.0 };
-                let missed = (of_code + of_rest) / allowed;
-                let (components, lead, bits) = (count as u32, lead as u32, bits as u32);
-                let subspace = Subspace { components, lead, bits, beyond, usual, reserved: 0 };
-                choice.consider(&coding, missed, subspace);
-            }
-        }
-        choice.subspace
-    }
-}
-
-/// The cheapest kind of code so far.
-struct Choice {
-    of_missed: f64,
-    cost: f64,
-    subspace: Subspace,
-}
-
-impl Choice {
-    /// `missed` is the square of what codes miss, to that of one bit for each dimension. The more
-    /// is missed, the more rows are looked at in full; and each costs what its code is long.
-    fn consider(&mut self, coding: &Coding, missed: f64, subspace: Subspace) {
-        let bytes = (coding.code_bits() / 8 + 3 * size_of::<f32>()) as f64;
-        let cost = bytes * (1.0 + self.of_missed * missed);
-        if cost < self.cost {
-            (self.cost, self.subspace) = (cost, subspace);
-        }
-    }
-}
-
-/// What two rows have beyond the first components.
-struct Rest {
-    product: f64,
-    squares: [f64; 2],
-}
-
-/// Sums over pairs of a row and another one that stands for a query.
-#[derive(Clone, Copy, Default)]
-struct Missed {
-    /// Products of the squared distances from the centroid, in the first components.
-    codes: f64,
-    /// Squared products of what is beyond, and products of its squares.
-    products: f64,
-    squares: f64,
-    /// Squares of what is beyond.
-    beyond: f64,
-}
-
-impl Missed {
-    fn add(&mut self, near: f64, far: f64, rest: &Rest) {
-        self.codes += near * far;
-        self.products += rest.product * rest.product;
-        self.squares += rest.squares[0] * rest.squares[1];
-        self.beyond += rest.squares[0];
-    }
 }
 
 /// The mean of the rows of each cluster; zeroes for one without rows.
@@ -282,17 +149,10 @@ fn means(rows: &[f32], dim: usize, cluster_of: &[u32], clusters: usize) -> Vec<f
     sums.iter().enumerate().map(|(at, sum)| (sum * per_row(at / dim)) as f32).collect()
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
-}
-
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    a.iter().zip(b).map(|(x, y)| (f64::from(*x) - f64::from(*y)).powi(2)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Subspace;
     use crate::simd::kernels;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 

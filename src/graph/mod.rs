@@ -10,8 +10,8 @@
 //!
 //! A search walks the graph over the linked rows ([`Graph::search`]) and looks at each row of the
 //! unlinked tail: at its sign code ([`Graph::sign_bounds`]), at the int8 codes of those that may be
-//! near then ([`Graph::bounds`]), and at the vectors of those that still may ([`Graph::rank_of`]); or
-//! at once at all vectors ([`Graph::scan`]).
+//! near then ([`Graph::bounds`]), and at the vectors of those that still may ([`Graph::rank_of`]);
+//! or at once at all vectors ([`Graph::scan`]).
 //!
 //! ```text
 //! a chunk: | vectors     | links     | upper    | labels   | factors  | codes         | u32 words

@@ -1,9 +1,9 @@
 //! Sign codes of the rows that are not linked.
 //!
-//! Neighbouring rows share a block ([`crate::simd::SIGN_BLOCK`]), which is encoded when its last row
-//! is published, and stands in the chunk that has this row. The rows of a chunk's blocks are taken
-//! relative to the mean of the first of these blocks, the chunk's centre. Rows behind the last whole
-//! block have no sign codes yet.
+//! Neighbouring rows share a block ([`crate::simd::SIGN_BLOCK`]), which is encoded when its last
+//! row is published, and stands in the chunk that has this row. The rows of a chunk's blocks are
+//! taken relative to the mean of the first of these blocks, the chunk's centre. Rows behind the
+//! last whole block have no sign codes yet.
 
 use super::region::{as_words, Graph, Region, Shape};
 use super::Corrupt;

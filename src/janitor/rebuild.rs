@@ -10,8 +10,8 @@ use crate::arena::{self, Arena, ArenaError, RoutingArena};
 use crate::metric::Metric;
 use crate::page::{BucketShape, Index, Manifest, Read, Segment, View};
 
-/// Maps a segment's arena if it is there and sound; an unsound one is reported. `routing` is that of
-/// the segment's router.
+/// Maps a segment's arena if it is there and sound; an unsound one is reported. `routing` is that
+/// of the segment's router.
 pub fn open_arena(
     index: Index,
     metric: Metric,

@@ -3,15 +3,15 @@
 /// A segment with less than this share of its rows alive is written anew.
 const LEAST_ALIVE: f64 = 0.7;
 
-/// With fewer segments than this a flush writes few rows a second time: in a load that does not last
-/// the janitor is soon to put them in order anyway.
+/// With fewer segments than this a flush writes few rows a second time: in a load that does not
+/// last the janitor is soon to put them in order anyway.
 const FEW: usize = 8;
 
 /// Which segments, given as rows and live rows, are to be written anew with `fresh` rows.
 ///
-/// From the smallest on, each that is not larger, or where segments are many, not more than twice as
-/// large, as what is being written anyway: sizes grow geometrically, so that their number, and how
-/// often a row is written, stay logarithmic.
+/// From the smallest on, each that is not larger, or where segments are many, not more than twice
+/// as large, as what is being written anyway: sizes grow geometrically, so that their number, and
+/// how often a row is written, stay logarithmic.
 pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
     let times = if segments.len() < FEW { 1 } else { 2 };
     let mut by_size: Vec<usize> = (0..segments.len()).collect();

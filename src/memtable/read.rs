@@ -269,8 +269,8 @@ impl Scan<'_> {
         })
     }
 
-    /// Ranks about the `most` rows of the lowest bounds; returns what the ranks of the others are not
-    /// below.
+    /// Ranks about the `most` rows of the lowest bounds; returns what the ranks of the others are
+    /// not below.
     fn nearest_rows(
         &mut self,
         query: &[f32],

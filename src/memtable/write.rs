@@ -12,14 +12,15 @@ const CATCH_UP_PAGES: u32 = 64;
 const BATCH_PAGES: u32 = 8;
 /// How far ahead of the published rows one may be put, for others to fill the gap.
 const AHEAD: u64 = 512;
-/// Bytes of vectors that may be unlinked: looking at the codes of all of them costs hardly more than
-/// a walk of the graph.
+/// Bytes of vectors that may be unlinked: looking at the codes of all of them costs hardly more
+/// than a walk of the graph.
 const TAIL_BYTES: usize = 2 << 20;
-/// Bytes from which on the janitor links what is searched. A log is flushed when it has about as
+/// Bytes from which on the janitor links what is searched. A log is flushed when it has half as
 /// many: if flushes keep up, nothing is linked in vain.
-const SEARCHED_TAIL_BYTES: usize = 8 << 20;
-/// Bytes from which on inserts link too, since nobody else keeps up.
-const LONG_TAIL_BYTES: usize = 32 << 20;
+const SEARCHED_TAIL_BYTES: usize = 16 << 20;
+/// Bytes from which on inserts link too, since nobody else keeps up. They are slowed for the sake of
+/// the janitor first.
+const LONG_TAIL_BYTES: usize = 64 << 20;
 /// Components of the vectors linked in one step, about: a step holds off interrupts.
 const STEP_COMPONENTS: u32 = 2048;
 /// Rows linked in one step.

@@ -30,7 +30,11 @@ pub struct RouterRef {
     pub trained_rows: u64,
     /// What a recall costs with it.
     pub calibration: Calibration,
-    /// `buckets * dims` f32 of centroids, then `buckets` f32 of radii.
+    /// `buckets * dims` f32 of centroids, then `buckets` f32 of radii. Behind these, unless it is
+    /// that of rows from which nothing was learned, the space: a [`Subspace`], and `dims` f32 for
+    /// each of its directions.
+    ///
+    /// [`Subspace`]: crate::quant::Subspace
     pub column: Column,
 }
 

@@ -181,6 +181,8 @@ pub struct Flip {
 pub fn publish(index: Index, flip: &Flip) -> Read<()> {
     let page = Locked::exclusive(index, META_BLOCK);
     let mut meta = read(&page)?;
+    // An index of an earlier format is one of this from the first manifest on.
+    meta.format = FORMAT;
     meta.manifest = flip.manifest;
     meta.manifest_version += 1;
     if let Some(end) = &flip.flushed {

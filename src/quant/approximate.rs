@@ -94,8 +94,8 @@ impl Query {
 const RUN: usize = 64;
 
 impl Query {
-    /// Appends the bounds of neighbouring rows to `out`: those of [`Query::estimate`], faster. A row
-    /// of which nothing is known has one below every rank.
+    /// Appends the bounds of neighbouring rows to `out`: those of [`Query::estimate`], faster. A
+    /// row of which nothing is known has one below every rank.
     ///
     /// # Panics
     /// When `codes` does not hold [`stride`] bytes for each of the factors.

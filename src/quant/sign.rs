@@ -1,9 +1,9 @@
 //! A few bits a component: where it lies on a grid.
 //!
-//! After Gao and Long, "RaBitQ" (SIGMOD 2024), and its extension to more bits by Gao, Gou, Xu, Yang,
-//! Long and Wong (SIGMOD 2025). With r a row's residual, of D components that are alike, and o the
-//! point of the grid next to it, the product of r and a query's residual q is estimated without
-//! bias by
+//! After Gao and Long, "RaBitQ" (SIGMOD 2024), and its extension to more bits by Gao, Gou, Xu,
+//! Yang, Long and Wong (SIGMOD 2025). With r a row's residual, of D components that are alike, and
+//! o the point of the grid next to it, the product of r and a query's residual q is estimated
+//! without bias by
 //!
 //! ```text
 //! <r, q>  =~  |r|^2 / <o, r> * <o, q>

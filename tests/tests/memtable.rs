@@ -286,7 +286,7 @@ fn the_janitor_links_what_is_searched() -> Result<()> {
     client.batch_execute(CLOUDS)?;
     client.batch_execute(
         "SET enable_seqscan = off; SET enable_sort = off;
-         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 18000) i",
+         INSERT INTO t SELECT i, cloud(i) FROM generate_series(1, 36000) i",
     )?;
     let begun = Instant::now();
     while rows(&mut client, "t_e")?.2 < 1000 {

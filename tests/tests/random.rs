@@ -1,8 +1,8 @@
 //! Thousands of random statements from several sessions, and exact mode held against the
 //! sequential scan after each batch.
 //!
-//! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes runs ten times as long, and the one
-//! with the janitor last for ten minutes.
+//! `DRIFT_SEED` repeats a run's statements; `DRIFT_SOAK=1` makes runs ten times as long, and the
+//! one with the janitor last for ten minutes.
 
 use anyhow::{Context, Result};
 use harness::cluster::{Builder, Cluster};

@@ -439,8 +439,8 @@ impl Entry {
         self.give_back(now.saturating_add(pause.min(LONGEST_PAUSE)));
     }
 
-    /// What was taken is to be done later. Of a [`TIDY`] that is the flush that goes with it: it may
-    /// have begun, and others count on that.
+    /// What was taken is to be done later. Of a [`TIDY`] that is the flush that goes with it: it
+    /// may have begun, and others count on that.
     fn give_back(&mut self, not_before: i64) {
         if self.taken & TIDY != 0 {
             self.taken &= !TIDY;
