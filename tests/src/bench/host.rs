@@ -118,6 +118,7 @@ fn settings(options: &Options, memory: u64) -> Vec<(String, String)> {
         ("maintenance_work_mem", options.maintenance_work_mem.as_deref().unwrap_or(&maintenance)),
         ("max_parallel_maintenance_workers", &workers),
         ("max_wal_size", "16GB"),
+        ("min_wal_size", "4GB"),
         ("checkpoint_timeout", "1h"),
         ("fsync", "on"),
         ("autovacuum", "off"),

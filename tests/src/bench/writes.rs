@@ -134,6 +134,7 @@ pub fn run(options: &Options) -> Result<()> {
     for subject in &subjects {
         prepare(&host, subject, &head, &data)?;
     }
+    make_wal_files(&host)?;
     let pool = Pool::new(&data, indexed)?;
     let results = Results {
         name: data.name.clone(),
@@ -193,6 +194,21 @@ fn writers(host: &Host, subject: &Subject, cores: &[usize], pool: &Pool) -> Resu
         sessions.push(session);
     }
     Ok(sessions)
+}
+
+/// Has the server make the files of its log: a server that has run for a while uses old ones again,
+/// instead of filling new ones with zeroes first.
+fn make_wal_files(host: &Host) -> Result<()> {
+    let mut client = host.cluster.connect()?;
+    client.batch_execute(
+        "SELECT pg_logical_emit_message(false, 'bench', repeat('x', 1048576))
+         FROM generate_series(1, 3072)",
+    )?;
+    // What a checkpoint leaves of them depends on the one before, too.
+    for _ in 0..2 {
+        client.batch_execute("CHECKPOINT")?;
+    }
+    Ok(())
 }
 
 fn synchronize(sessions: &mut [Session], synchronous: bool) -> Result<()> {
