@@ -1,13 +1,20 @@
 //! Which components of a learned space have a code, and of how many bits.
 //!
-//! Pairs of rows in a cluster, one of them in the place of a query, tell what each kind of code
+//! Rows and the nearest ones of their clusters, which stand for queries, tell what each kind of code
 //! would miss of rows like these; the cheapest kind is taken.
 
 use crate::quant::sign::{Coding, DIM_MULTIPLE, MOST_BITS};
 use crate::quant::Subspace;
+use crate::simd::kernels;
 
-/// Pairs that are looked at.
+/// Pairs that are looked at, and rows among which the nearest is sought for each.
 const PAIRS: usize = 4096;
+const LOOKED_AT: usize = 128;
+
+/// Of so many pairs what is beyond the code is to be within the reach of a bound, which is so many
+/// standard deviations.
+const WITHIN_REACH: f64 = 0.95;
+const REACH: f32 = 1.6;
 
 /// What it costs that codes of 128 dimensions miss as much as one bit for each does, to what they
 /// cost themselves. Of more dimensions each bit misses less. Measured on image descriptors, word
@@ -65,49 +72,74 @@ fn plain_kinds(dim: usize) -> impl Iterator<Item = (Coding, Subspace)> {
     })
 }
 
-/// Sums over pairs of rows.
+/// What pairs of rows say.
 struct Measured {
     dim: usize,
+    components: usize,
     pairs: usize,
-    /// Products of the two rows' squared distances from their centroid.
+    /// Products of the two rows' squared distances from their centroid, a sum over pairs.
     squares: f64,
-    /// What codes of the first components would miss, by their number.
+    /// What codes of the first components would miss.
     by_lead: Vec<Missed>,
 }
 
-/// What codes of the first components would miss, a sum over pairs.
-#[derive(Clone, Copy, Default)]
+/// What codes of the first components would miss.
+#[derive(Clone, Default)]
 struct Missed {
-    /// Products of squared distances from the centroid in these components: what their codes are
-    /// off by is a part of it.
+    lead: usize,
+    /// Products of squared distances from the centroid in these components, a sum over pairs: what
+    /// their codes are off by is a part of it.
     near: f64,
-    /// Squared products of what is beyond them, and products of its squares.
-    beyond_products: f64,
-    beyond_squares: f64,
-    /// Squares of what is beyond.
+    /// Squares of what is beyond them, and products of those of a pair, sums over pairs.
     beyond: f64,
+    beyond_squares: f64,
+    /// For each pair the cosine of what is beyond.
+    cosines: Vec<f32>,
+}
+
+impl Missed {
+    /// How many directions what is beyond seems to be spread over: the product of a pair is within
+    /// the reach of a bound for nearly all. Rows that are near to each other may well be so there,
+    /// too.
+    fn directions(&self, dim: usize) -> f32 {
+        let mut cosines = self.cosines.clone();
+        let place = (cosines.len() as f64 * WITHIN_REACH) as usize;
+        if place >= cosines.len() {
+            return 1.0;
+        }
+        let (_, cosine, _) = cosines.select_nth_unstable_by(place, f32::total_cmp);
+        if *cosine <= 0.0 {
+            return dim as f32;
+        }
+        (REACH / *cosine).powi(2).clamp(1.0, dim as f32)
+    }
 }
 
 impl Measured {
     fn of(sample: &Sample<'_>) -> Measured {
+        let leads = (1..=sample.components).filter(|lead| is_lead(*lead, sample.dim));
         let mut measured = Measured {
             dim: sample.dim,
+            components: sample.components,
             pairs: 0,
             squares: 0.0,
-            by_lead: vec![Missed::default(); sample.components + 1],
+            by_lead: leads.map(|lead| Missed { lead, ..Missed::default() }).collect(),
         };
-        let mut last = vec![None; sample.centroids.len() / sample.dim];
-        let step = (sample.cluster_of.len() / (2 * PAIRS)).max(1);
+        let mut members = vec![Vec::new(); sample.centroids.len() / sample.dim];
         for (row, cluster) in sample.cluster_of.iter().enumerate() {
-            let other = last[*cluster as usize].replace(row);
-            if let Some(other) = other.filter(|_| row % step == 0 && measured.pairs < PAIRS) {
+            members[*cluster as usize].push(row);
+        }
+        let step = sample.cluster_of.len().div_ceil(PAIRS).max(1);
+        for (row, cluster) in sample.cluster_of.iter().enumerate().step_by(step) {
+            let others = &members[*cluster as usize];
+            if let Some(other) = nearest(sample, row, others) {
                 measured.add(sample, row, other, *cluster as usize);
             }
         }
         measured
     }
 
-    /// Adds a row and another one of its cluster.
+    /// Adds a row and a near one of its cluster.
     fn add(&mut self, sample: &Sample<'_>, row: usize, other: usize, cluster: usize) {
         let Sample { dim, components, .. } = *sample;
         let vector = |nth: usize| &sample.rows[nth * dim..][..dim];
@@ -115,47 +147,41 @@ impl Measured {
         let (a, b) = (vector(row), vector(other));
         let centroid = &sample.centroids[cluster * dim..][..dim];
         self.pairs += 1;
-        self.squares += distance(a, centroid) * distance(b, centroid);
+        self.squares += distance(a, centroid).powi(2);
         // Of the components passed so far, and of all that is beyond them.
-        let (mut near, mut far) = (0.0, 0.0);
+        let mut near = 0.0;
         let (mut product, mut square, mut other_square) = (dot(a, b), dot(a, a), dot(b, b));
         let centre = &sample.centres[cluster * components..][..components];
-        let parts = point(row).iter().zip(point(other)).zip(centre);
-        for (((a, b), c), sum) in parts.zip(&mut self.by_lead[1..]) {
-            let [a, b, c] = [*a, *b, *c].map(f64::from);
-            near += (a - c) * (a - c);
-            far += (b - c) * (b - c);
-            product -= a * b;
-            square = (square - a * a).max(0.0);
-            other_square = (other_square - b * b).max(0.0);
-            sum.near += near * far;
-            sum.beyond_products += product * product;
-            sum.beyond_squares += square * other_square;
+        let mut parts = point(row).iter().zip(point(other)).zip(centre);
+        let mut passed = 0;
+        for sum in &mut self.by_lead {
+            for ((a, b), c) in parts.by_ref().take(sum.lead - passed) {
+                let [a, b, c] = [*a, *b, *c].map(f64::from);
+                near += (a - c) * (a - c);
+                product -= a * b;
+                square = (square - a * a).max(0.0);
+                other_square = (other_square - b * b).max(0.0);
+            }
+            passed = sum.lead;
+            sum.near += near * near;
             sum.beyond += square;
+            sum.beyond_squares += square * other_square;
+            let lengths = (square * other_square).sqrt();
+            sum.cosines.push(if lengths > 0.0 { (product / lengths) as f32 } else { 0.0 });
         }
     }
 
     /// Codes of the first components of the space.
     fn learned_kinds(&self) -> impl Iterator<Item = (Coding, Subspace)> + '_ {
-        let components = self.by_lead.len() - 1;
-        let leads = move |bits| (1..=components).map(move |lead| (lead, bits));
-        let kinds = (0..=MOST_BITS.ilog2()).flat_map(move |power| leads(1 << power));
-        kinds.filter(|(lead, bits)| (lead * bits).is_multiple_of(DIM_MULTIPLE)).map(
-            move |(lead, bits)| {
-                let sums = &self.by_lead[lead];
-                // Rows to come may be unlike these, so nothing is taken to be beyond only where
-                // there is no direction left.
-                let beyond = if lead == self.dim {
-                    0.0
-                } else if sums.beyond_products > 0.0 {
-                    let directions = sums.beyond_squares / sums.beyond_products;
-                    directions.clamp(1.0, self.dim as f64) as f32
-                } else {
-                    1.0
-                };
+        let kinds = (0..=MOST_BITS.ilog2()).map(|power| 1 << power);
+        let kinds = kinds.flat_map(|bits: usize| self.by_lead.iter().map(move |sums| (sums, bits)));
+        kinds.filter(|(sums, bits)| (sums.lead * bits).is_multiple_of(DIM_MULTIPLE)).map(
+            |(sums, bits)| {
                 let usual = (UNUSUAL * sums.beyond / self.pairs as f64) as f32;
-                let coding = Coding { components: lead, bits, beyond, usual };
-                let (components, lead, bits) = (components as u32, lead as u32, bits as u32);
+                let beyond = sums.directions(self.dim);
+                let coding = Coding { components: sums.lead, bits, beyond, usual };
+                let (components, lead) = (self.components as u32, sums.lead as u32);
+                let bits = bits as u32;
                 (coding, Subspace { components, lead, bits, beyond, usual, reserved: 0 })
             },
         )
@@ -163,18 +189,39 @@ impl Measured {
 
     /// Squares of what codes would be off by, a sum over pairs.
     fn missed(&self, coding: &Coding, subspace: &Subspace) -> f64 {
-        let (near, beyond) = match self.by_lead.get(subspace.lead as usize) {
-            Some(sums) if subspace.components > 0 => (sums.near, sums.beyond_products),
-            _ => (self.squares, 0.0),
+        let learned = self.by_lead.iter().find(|sums| sums.lead == subspace.lead as usize);
+        let (near, beyond) = match learned {
+            Some(sums) => (sums.near, sums.beyond_squares / f64::from(coding.beyond)),
+            None => (self.squares, 0.0),
         };
-        let beyond = if coding.beyond > 0.0 { beyond / QUERY_SQUARE } else { 0.0 };
-        near * f64::from(coding.variance()) + beyond
+        near * f64::from(coding.variance()) + beyond / QUERY_SQUARE
     }
 
     /// The same of one bit for each of so many dimensions.
     fn missed_by_signs(&self, dim: usize) -> f64 {
         self.squares * f64::from(Coding::signs(dim).variance())
     }
+}
+
+/// Whether so many components may have a code. The two overlapping matrices of a rotation that is
+/// of no power of two mix well what many components are in both of. And rows to come may be unlike
+/// these, so that something is always taken to be beyond.
+fn is_lead(lead: usize, dim: usize) -> bool {
+    let overlap = 2 * (1usize << lead.ilog2()) - lead;
+    let mixes = lead.is_power_of_two() || overlap * 4 >= lead;
+    lead < dim && mixes && (lead * MOST_BITS).is_multiple_of(DIM_MULTIPLE)
+}
+
+/// The nearest of the other rows of a cluster, by their points.
+fn nearest(sample: &Sample<'_>, row: usize, others: &[usize]) -> Option<usize> {
+    let point = |nth: usize| &sample.points[nth * sample.components..][..sample.components];
+    let l2_squared = kernels().l2_squared;
+    let ranked = others
+        .iter()
+        .take(LOOKED_AT)
+        .filter(|other| **other != row)
+        .map(|other| (l2_squared(point(row), point(*other)), *other));
+    ranked.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, other)| other)
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -6,7 +6,7 @@
 
 use super::assign::mean;
 use super::subspace::products;
-use super::Stopped;
+use super::{check, Stopped};
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
@@ -28,33 +28,34 @@ pub(super) struct Principal {
 
 /// Finds `count` directions, not more than dimensions, for row-major vectors of `dim`.
 pub(super) fn principal(
-    rows: &[f32],
+    mut rows: Vec<f32>,
     dim: usize,
     count: usize,
     stop: &AtomicBool,
 ) -> Result<Principal, Stopped> {
     let sampled = rows.len() / dim;
-    let mean = mean(rows, dim, stop)?;
-    let mut centred = rows.to_vec();
-    centred.par_chunks_mut(dim).for_each(|row| {
+    let mean = mean(&rows, dim, stop)?;
+    rows.par_chunks_mut(dim).try_for_each(|row| {
+        check(stop)?;
         row.iter_mut().zip(&mean).for_each(|(x, mean)| *x -= mean);
-    });
-    let rows = &centred;
+        Ok(())
+    })?;
+    let rows = &rows[..];
     let mut rng = SmallRng::seed_from_u64(SEED);
     let mut directions: Vec<f32> =
         (0..count * dim).map(|_| rng.random_range(-1.0f32..1.0)).collect();
     directions[..dim].copy_from_slice(&mean);
-    make_orthonormal(&mut directions, dim);
-    let transposed = transpose(rows, dim);
+    make_orthonormal(&mut directions, dim, stop)?;
+    let transposed = transpose(rows, dim, stop)?;
     let mut along = vec![0.0; sampled * count];
     for _ in 0..ROUNDS {
         products(rows, dim, &directions, count, &mut along, stop)?;
-        let of_directions = transpose(&along, count);
+        let of_directions = transpose(&along, count, stop)?;
         let mut next = vec![0.0; directions.len()];
         products(&of_directions, sampled, &transposed, dim, &mut next, stop)?;
         next[..dim].copy_from_slice(&mean);
         directions = next;
-        make_orthonormal(&mut directions, dim);
+        make_orthonormal(&mut directions, dim, stop)?;
     }
     products(rows, dim, &directions, count, &mut along, stop)?;
     let all: f64 = rows.iter().map(|x| f64::from(*x).powi(2)).sum();
@@ -76,20 +77,28 @@ pub(super) fn principal(
 }
 
 /// Columns for rows.
-fn transpose(rows: &[f32], dim: usize) -> Vec<f32> {
+fn transpose(rows: &[f32], dim: usize, stop: &AtomicBool) -> Result<Vec<f32>, Stopped> {
+    /// Columns made at once: a cache line of each row.
+    const COLUMNS: usize = 16;
     let count = rows.len() / dim;
     let mut columns = vec![0.0; rows.len()];
-    columns.par_chunks_mut(count).enumerate().for_each(|(nth, column)| {
-        column.iter_mut().zip(rows[nth..].iter().step_by(dim)).for_each(|(out, x)| *out = *x);
-    });
-    columns
+    columns.par_chunks_mut(COLUMNS * count).enumerate().try_for_each(|(block, columns)| {
+        check(stop)?;
+        for (nth, row) in rows.chunks_exact(dim).enumerate() {
+            let part = row[block * COLUMNS..].iter();
+            part.zip(columns.chunks_exact_mut(count)).for_each(|(x, column)| column[nth] = *x);
+        }
+        Ok(())
+    })?;
+    Ok(columns)
 }
 
 /// Takes from each row what is along earlier ones, twice for the sake of rounding (Gram-Schmidt),
 /// and brings it to length one. A row of which nothing is left becomes zero.
-fn make_orthonormal(rows: &mut [f32], dim: usize) {
+fn make_orthonormal(rows: &mut [f32], dim: usize, stop: &AtomicBool) -> Result<(), Stopped> {
     let k = crate::simd::kernels();
     for nth in 0..rows.len() / dim {
+        check(stop)?;
         let (earlier, rest) = rows.split_at_mut(nth * dim);
         let (row, _) = rest.split_at_mut(dim);
         let before = (k.inner_product)(row, row).sqrt();
@@ -104,6 +113,7 @@ fn make_orthonormal(rows: &mut [f32], dim: usize) {
         let scale = if is_left { 1.0 / length } else { 0.0 };
         row.iter_mut().for_each(|x| *x *= scale);
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -116,7 +126,7 @@ mod tests {
     fn rows(dim: usize, count: usize, weight: impl Fn(usize) -> f32) -> Vec<f32> {
         let mut rng = SmallRng::seed_from_u64(3);
         let mut turned: Vec<f32> = (0..dim * dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-        make_orthonormal(&mut turned, dim);
+        make_orthonormal(&mut turned, dim, &STOP).unwrap();
         let mut rows = vec![0.0; count * dim];
         for row in rows.chunks_exact_mut(dim) {
             for (axis, direction) in turned.chunks_exact(dim).enumerate() {
@@ -130,7 +140,7 @@ mod tests {
     #[test]
     fn few_directions_have_all_that_lies_along_them() {
         let rows = rows(96, 2000, |axis| if axis < 20 { 1.0 } else { 0.01 });
-        let found = principal(&rows, 96, 32, &STOP).unwrap();
+        let found = principal(rows, 96, 32, &STOP).unwrap();
         assert!(found.shares[1..].is_sorted_by(|a, b| a >= b));
         let most: f32 = found.shares[..21].iter().sum();
         assert!(most > 0.999, "{most}");
@@ -146,10 +156,10 @@ mod tests {
     #[test]
     fn what_is_not_there_has_no_direction() {
         let rows = rows(64, 500, |axis| if axis < 3 { 1.0 } else { 0.0 });
-        let found = principal(&rows, 64, 16, &STOP).unwrap();
+        let found = principal(rows.clone(), 64, 16, &STOP).unwrap();
         assert!(found.shares[..4].iter().sum::<f32>() > 0.999);
         assert!(found.directions.iter().all(|x| x.is_finite()));
-        let stopped = principal(&rows, 64, 16, &AtomicBool::new(true));
+        let stopped = principal(rows, 64, 16, &AtomicBool::new(true));
         assert!(stopped.is_err());
     }
 }

@@ -153,8 +153,10 @@ impl Router {
     /// [`Stopped`] when the flag went up.
     pub fn neighbours(&self, stop: &AtomicBool) -> Result<&Neighbours, Stopped> {
         let (points, dim) = self.points(stop)?;
-        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(points, dim, stop))?;
-        get_or_try_init(&self.neighbours, || Neighbours::new(points, dim, packed, stop))
+        get_or_try_init(&self.neighbours, || {
+            let packed = get_or_try_init(&self.packed, || PackedCentroids::new(points, dim, stop))?;
+            Neighbours::new(points, dim, packed, stop)
+        })
     }
 
     /// All that a search or an assignment needs to know.
@@ -172,8 +174,12 @@ impl Router {
     /// squared distances to the centroids: twice as far as rows usually are, there and in all
     /// buckets.
     pub fn strangers(&self) -> impl Fn(u32, f32) -> bool + '_ {
-        let squares = self.radii.iter().map(|radius| f64::from(*radius).powi(2));
-        let mean = (squares.sum::<f64>() / self.len().max(1) as f64) as f32;
+        // A bucket that has had no rows has no radius.
+        let radii = self.radii.iter().filter(|radius| **radius > 0.0);
+        let (sum, count) = radii.fold((0.0, 0u32), |(sum, count), radius| {
+            (sum + f64::from(*radius).powi(2), count + 1)
+        });
+        let mean = (sum / f64::from(count.max(1))) as f32;
         // All rows are in the one bucket there is, and found wherever they lie.
         let is_trained = self.len() > 1;
         move |bucket, square| {
@@ -182,11 +188,13 @@ impl Router {
         }
     }
 
-    /// Takes what another router of the same centroids has found out already.
+    /// Takes what has been found out about these centroids before.
     ///
     /// # Panics
     /// When it is of other numbers of centroids.
-    pub fn learn(&self, groups: Groups, neighbours: Option<Neighbours>) {
+    pub fn learn(&self, points: Vec<f32>, groups: Groups, neighbours: Option<Neighbours>) {
+        assert_eq!(points.len(), self.len() * self.space.projection.components(), "points");
+        let _ = self.points.set(points);
         let members: usize = groups.iter().map(|(_, members)| members.len()).sum();
         assert_eq!(members, self.len(), "a group for each centroid");
         let _ = self.groups.set(groups);

@@ -5,13 +5,15 @@ use super::coding::{choose, Sample};
 use super::kmeans::{self, Params};
 use super::principal::principal;
 use super::subspace::{products, VectorSpace};
-use super::Stopped;
+use super::{check, Stopped};
 use crate::metric::Metric;
 use crate::quant::{self, sign, Projection};
 use std::sync::atomic::AtomicBool;
 
-/// Rows that directions are learned from; fewer rows than [`FEWEST_ROWS`] teach none.
+/// Rows that directions are learned from, or fewer that take so many bytes; fewer rows than
+/// [`FEWEST_ROWS`] teach none.
 const ROWS: usize = 8192;
+const BYTES: usize = 64 << 20;
 const FEWEST_ROWS: usize = 2048;
 
 /// Directions at most: all of so many dimensions, or a sixth of more, within these bounds. A query
@@ -58,7 +60,8 @@ pub fn train(
     let packed = PackedCentroids::new(&trained, found.count, stop)?;
     let mut cluster_of = vec![0; rows];
     packed.nearest(&projected, &mut cluster_of, stop)?;
-    let mut centroids = means(samples, dim, &cluster_of, packed.len());
+    let mut centroids = means(samples, dim, &cluster_of, packed.len(), stop)?;
+    found.lift(&trained, &cluster_of, &mut centroids);
     if params.spherical {
         let copy = centroids.clone();
         for (mean, unit) in copy.chunks_exact(dim).zip(centroids.chunks_exact_mut(dim)) {
@@ -99,14 +102,9 @@ impl Directions {
         stop: &AtomicBool,
     ) -> Result<Option<Directions>, Stopped> {
         let rows = samples.len() / dim;
-        let few: Vec<f32>;
-        let few = if rows > ROWS {
-            let row = |nth| &samples[nth * rows / ROWS * dim..][..dim];
-            few = (0..ROWS).flat_map(row).copied().collect();
-            &few[..]
-        } else {
-            samples
-        };
+        let taken = rows.min(ROWS).min(BYTES / (dim * size_of::<f32>())).max(FEWEST_ROWS);
+        let row = |nth| &samples[nth * rows / taken * dim..][..dim];
+        let few = (0..taken).flat_map(row).copied().collect();
         let most = match dim {
             ..=MOST => dim,
             _ => (dim / 6).next_multiple_of(STEP).clamp(FEWEST, MOST),
@@ -127,6 +125,21 @@ impl Directions {
         Ok(Some(Directions { dim, count, basis }))
     }
 
+    /// Gives clusters that none of the rows is in the centroid that the training left them, as far
+    /// as it is along the directions. `trained` are the centroids' components.
+    fn lift(&self, trained: &[f32], cluster_of: &[u32], centroids: &mut [f32]) {
+        let mut is_empty = vec![true; centroids.len() / self.dim];
+        cluster_of.iter().for_each(|cluster| is_empty[*cluster as usize] = false);
+        let points = trained.chunks_exact(self.count);
+        for ((centroid, point), _) in
+            centroids.chunks_exact_mut(self.dim).zip(points).zip(&is_empty).filter(|(_, e)| **e)
+        {
+            for (along, direction) in point.iter().zip(self.basis.chunks_exact(self.dim)) {
+                centroid.iter_mut().zip(direction).for_each(|(x, d)| *x += along * d);
+            }
+        }
+    }
+
     /// The components of rows along the directions.
     fn project(&self, rows: &[f32], stop: &AtomicBool) -> Result<Vec<f32>, Stopped> {
         let mut out = vec![0.0; rows.len() / self.dim * self.count];
@@ -136,17 +149,24 @@ impl Directions {
 }
 
 /// The mean of the rows of each cluster; zeroes for one without rows.
-fn means(rows: &[f32], dim: usize, cluster_of: &[u32], clusters: usize) -> Vec<f32> {
+fn means(
+    rows: &[f32],
+    dim: usize,
+    cluster_of: &[u32],
+    clusters: usize,
+    stop: &AtomicBool,
+) -> Result<Vec<f32>, Stopped> {
     let mut sums = vec![0.0f64; clusters * dim];
     let mut counts = vec![0u32; clusters];
     for (row, cluster) in rows.chunks_exact(dim).zip(cluster_of) {
+        check(stop)?;
         let cluster = *cluster as usize;
         counts[cluster] += 1;
         let sums = &mut sums[cluster * dim..][..dim];
         sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += f64::from(*x));
     }
     let per_row = |cluster: usize| 1.0 / f64::from(counts[cluster].max(1));
-    sums.iter().enumerate().map(|(at, sum)| (sum * per_row(at / dim)) as f32).collect()
+    Ok(sums.iter().enumerate().map(|(at, sum)| (sum * per_row(at / dim)) as f32).collect())
 }
 
 #[cfg(test)]

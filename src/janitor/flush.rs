@@ -59,7 +59,8 @@ const IDLE_GROWTH: f64 = 1.4;
 /// A row unlike those the router was trained on counts as so many fewer of these: where such rows
 /// come, recall does not wait for the table to grow.
 const COST_OF_STRANGER: u64 = 12;
-/// Some are unlike in any table; a smaller share of a log's rows means nothing.
+/// Some are unlike in any table; fewer, and a smaller share of a log's rows, mean nothing.
+const FEWEST_STRANGERS: u64 = 32;
 const STRANGERS_IN_LOG: f64 = 0.1;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
@@ -178,26 +179,31 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     let mut flushed = Flushed { rows: store.len() as u64, ..Flushed::default() };
     let from_log = end.seq - view.log_head_seq();
 
+    if from_log > 0 {
+        memtable::seal(index, end.start());
+    } else if Due::of(&manifest, dims, 0, zeal).is_none() {
+        return Ok(flushed);
+    }
     let crew = Crew::new();
     let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
     let mut buckets = Vec::new();
     let mut sorter = None;
-    if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0) {
+    // Where it is trained anew, no row keeps its bucket.
+    let retrains = Due::of(&manifest, dims, flushed.rows, zeal).retrain;
+    if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0 && !retrains) {
         let opened = builder.sorter(stored)?;
         let assigned = builder.sort(&opened, &mut store);
-        if assigned.strangers as f64 > STRANGERS_IN_LOG * flushed.rows as f64 {
-            let less = assigned.strangers.saturating_mul(COST_OF_STRANGER);
+        let strangers = assigned.strangers;
+        let means_something = strangers as f64 > STRANGERS_IN_LOG * flushed.rows as f64;
+        if strangers >= FEWEST_STRANGERS && means_something {
+            let less = strangers.saturating_mul(COST_OF_STRANGER);
             stored.trained_rows = stored.trained_rows.saturating_sub(less).max(1);
         }
         buckets = assigned.buckets;
         sorter = Some(opened);
     }
     let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
-    if from_log == 0 && !merged.contains(&true) {
-        return Ok(flushed);
-    }
 
-    memtable::seal(index, end.start());
     let mut log_blocks = end.passed.clone();
     log_blocks.push(end.block);
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
@@ -233,6 +239,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
                 kept.push(builder.build(&sorter, &mut store, &buckets, &mut space)?);
             }
             stored => {
+                drop(sorter);
                 flushed.trained = true;
                 let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
                 new_router = Some(router);

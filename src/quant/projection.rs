@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Where nothing was learned, because rows are few, short, or lie in all directions alike, it is
-//! the rotation of all dimensions, and one bit for each.
+//! the rotation of all dimensions, and one bit or two for each.
 
 use super::{sign, Rotation};
 use crate::metric::Metric;
@@ -28,7 +28,7 @@ pub struct Subspace {
     pub components: u32,
     /// For how many of them rows have a code.
     pub lead: u32,
-    /// Bits of a component's code; zero in the space that rows have from which nothing was learned.
+    /// Bits of a component's code; zero, for one, where there were no rows to choose by.
     pub bits: u32,
     /// [`Coding::beyond`].
     pub beyond: f32,

@@ -334,3 +334,38 @@ fn rows_unlike_those_learned_from_are_found_too() {
         assert!(found * 100 >= wanted * 96, "{metric:?}: {found} of {wanted}");
     }
 }
+
+#[test]
+fn near_duplicates_far_off_the_plane_are_found() {
+    // Families of rows that share what they have off the plane, which is most of how they differ
+    // from others.
+    let (dim, families) = (200, 12);
+    let mut rng = SmallRng::seed_from_u64(21);
+    let mut rows = flat_rows(dim, 3000, 1);
+    let heads: Vec<Vec<f32>> = flat_rows(dim, families, 3)
+        .into_iter()
+        .map(|row| row.iter().map(|x| x + rng.random_range(-0.6f32..0.6)).collect())
+        .collect();
+    let member = |rng: &mut SmallRng, head: &[f32]| -> Vec<f32> {
+        head.iter().map(|x| x + rng.random_range(-0.05f32..0.05)).collect()
+    };
+    for nth in 0..3000 {
+        rows.push(member(&mut rng, &heads[nth % families]));
+    }
+    for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct] {
+        let index = Index::of(metric, dim, vec![rows.clone()], &rows, 1);
+        let beyond = index.routing.projection().subspace().beyond;
+        assert!((1.0..20.0).contains(&beyond), "{metric:?}: {beyond}");
+        let (mut found, mut wanted) = (0, 0);
+        for nth in 0..24 {
+            let query = member(&mut rng, &heads[nth % families]);
+            let ranks = index.ranks(&query);
+            for most in [10, 100] {
+                let hits = index.search(&query, params(Effort::of(1000), Order::Off), most);
+                found += hits.iter().filter(|hit| hit.rank <= ranks[most - 1]).count();
+                wanted += most;
+            }
+        }
+        assert!(found * 100 >= wanted * 95, "{metric:?}: {found} of {wanted}");
+    }
+}

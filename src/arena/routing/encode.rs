@@ -97,6 +97,9 @@ pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u
     if !lists.is_empty() {
         put(&mut bytes, &parts.neighbours, lists);
     }
+    let crc = crc32fast::hash(&bytes[parts.neighbours.start..]);
+    // Zeroes would be neighbours, too.
+    let neighbours_crc = if neighbours.is_some() { crc } else { !crc };
     let (head, body) = bytes.split_at_mut(size_of::<Header>());
     let body = &body[..parts.points.start - size_of::<Header>()];
     let mut header = Header {
@@ -113,7 +116,7 @@ pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u
         groups,
         places,
         subspace: projection.subspace(),
-        neighbours_crc: crc32fast::hash(bytemuck::cast_slice(lists)),
+        neighbours_crc,
         ..Header::zeroed()
     };
     header.crc = header.checksum();

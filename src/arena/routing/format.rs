@@ -3,7 +3,7 @@
 //! ```text
 //!      0  header, 128 bytes: magic, version, CRC32 of itself, router,
 //!         dimensions, padded dimensions, buckets, metric, length,
-//!         CRC32 of all below, groups, places, subspace
+//!         CRC32 of what follows up to the points, groups, places, subspace
 //!    128  directions of the subspace, 4 bytes a dimension
 //!      *  middle of the points, 4 bytes a component
 //!      *  centres of the groups, 4 bytes a component
@@ -26,7 +26,8 @@
 //! The places of a group begin at a multiple of 32; those left over have no centroid. The header's
 //! checksum of what follows it ends where the points begin. These are checked one by one when
 //! they are first touched, so that opening takes a small part of reading the file. The neighbours,
-//! which no search looks at, are checked when a job asks for them.
+//! which no search looks at, are checked when a job asks for them; an arena that a search had to make
+//! has zeroes there.
 //!
 //! Where an index has no sign codes ([`sign::are_used`]) the columns and codes are left out, and
 //! the rotation is the identity. All numbers are little-endian, every part begins at a multiple
@@ -61,11 +62,11 @@ pub struct Header {
     pub dim: u32,
     pub padded: u32,
     pub buckets: u32,
-    /// CRC32 of what is between the header and the centroids.
+    /// CRC32 of what is between the header and the points.
     pub body_crc: u32,
     /// Length of the file.
     pub length: u64,
-    /// Length of a typical centroid.
+    /// Length of a typical centroid in the components with a code.
     pub typical: f32,
     /// Code of the metric.
     pub metric: u8,
@@ -73,7 +74,8 @@ pub struct Header {
     pub groups: u32,
     pub places: u32,
     pub subspace: Subspace,
-    /// CRC32 of the neighbours.
+    /// CRC32 of the neighbours and the zeroes behind them; all its bits are others if there are
+    /// none.
     pub neighbours_crc: u32,
     pub reserved: [u32; 7],
 }

@@ -262,14 +262,29 @@ impl RoutingArena {
         self.floats(&self.parts.middle)
     }
 
+    /// The neighbours of all centroids, if they were written and are what was.
+    fn neighbours(&self) -> Option<Neighbours> {
+        let numbers = &self.map[self.parts.neighbours.clone()];
+        let crc = crc32fast::hash(&self.map[self.parts.neighbours.start..]);
+        let is_sound = self.coding().is_some() && crc == self.neighbours_crc;
+        is_sound
+            .then(|| bytemuck::pod_collect_to_vec(numbers))
+            .and_then(|numbers| Neighbours::known(numbers, self.len()))
+    }
+
+    /// Whether it has what an assignment needs, and not only what a search does.
+    pub fn is_complete(&self) -> bool {
+        self.coding().is_none() || self.neighbours().is_some()
+    }
+
     /// Spares a router that is this arena's what has been found out about it already. Does nothing
     /// where that is damaged.
     pub fn teach(&self, router: &Router) {
-        let numbers = &self.map[self.parts.neighbours.clone()];
-        let is_sound = crc32fast::hash(numbers) == self.neighbours_crc;
-        let known = |numbers| Neighbours::known(bytemuck::pod_collect_to_vec(numbers), self.len());
-        let spills = self.coding().is_some();
-        let neighbours = Some(numbers).filter(|_| spills && is_sound).and_then(known);
+        let points: Vec<f32> =
+            (0..self.identity.buckets).flat_map(|bucket| self.point(bucket)).copied().collect();
+        if self.is_damaged() {
+            return;
+        }
         let members = |nth| {
             let places = self.group(nth).places;
             places.filter_map(|place| self.bucket_at(place)).collect()
@@ -278,7 +293,7 @@ impl RoutingArena {
         if members.iter().map(Vec::len).sum::<usize>() == self.len() {
             let centres = self.floats(&self.parts.centres).to_vec();
             let groups = Groups::known(centres, self.projection.components(), members);
-            router.learn(groups, neighbours);
+            router.learn(points, groups, self.neighbours());
         }
     }
 
@@ -527,13 +542,13 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             let is_sound = RoutingArena::open(dir.path(), &name, &own).is_ok_and(|arena| {
                 assert!(!arena.is_damaged(), "not touched yet");
-                // Of neighbours that are damaged nothing is learned.
+                // Of points and neighbours that are damaged nothing is learned.
                 let pupil = learned(Metric::L2, 64, 3);
                 arena.teach(&pupil);
                 let lists = |router: &Router| router.neighbours(&STOP).unwrap().lists().to_vec();
                 assert_eq!(lists(&pupil), lists(&router));
-                let neighbours = &arena.parts.neighbours;
-                arena.is_sound() && !(neighbours.start..arena.map.len()).contains(&at)
+                assert_eq!(pupil.points(&STOP).unwrap(), router.points(&STOP).unwrap());
+                arena.is_complete() && arena.is_sound()
             });
             assert!(!is_sound, "byte {at}");
         }
