@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_row_is_written_a_logarithmic_number_of_times_into_a_handful_of_segments() {
-        let expected = [(10, 2.5, 5), (100, 5.0, 8), (1000, 7.0, 10), (10_000, 9.0, 12)];
+        let expected = [(10, 2.5, 8), (100, 5.0, 9), (1000, 7.5, 10), (10_000, 10.0, 12)];
         for (flushes, amplification, most) in expected {
             for mean in [1, 10, 4000] {
                 for base in [0, 1_000_000] {
@@ -116,7 +116,7 @@ mod tests {
                         "{base} rows and {flushes} flushes of {mean}: each written {written:.2} \
                          times, {segments} segments at most, {seen:.1} in the mean"
                     );
-                    assert!(written < amplification && segments <= most && seen < 7.0, "{case}");
+                    assert!(written < amplification && segments <= most && seen < 7.5, "{case}");
                     println!("{case}");
                 }
             }
