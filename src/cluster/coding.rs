@@ -1,7 +1,7 @@
 //! Which components of a learned space have a code, and of how many bits.
 //!
-//! Rows and the nearest ones of their clusters, which stand for queries, tell what each kind of code
-//! would miss of rows like these; the cheapest kind is taken.
+//! Rows and the nearest ones of their clusters, which stand for queries, tell what each kind of
+//! code would miss of rows like these; the cheapest kind is taken.
 
 use crate::quant::sign::{Coding, DIM_MULTIPLE, MOST_BITS};
 use crate::quant::Subspace;

@@ -3,8 +3,8 @@
 
 use pgrx::{pg_sys, PgSqlErrorCode};
 
-/// A temporary file that is written to its end and then read from its start, and may then be written
-/// on from its end.
+/// A temporary file that is written to its end and then read from its start, and may then be
+/// written on from its end.
 pub struct TempFile {
     file: *mut pg_sys::BufFile,
 }

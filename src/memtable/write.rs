@@ -18,8 +18,8 @@ const TAIL_BYTES: usize = 2 << 20;
 /// Bytes from which on the janitor links what is searched. A log is flushed when it has half as
 /// many: if flushes keep up, nothing is linked in vain.
 const SEARCHED_TAIL_BYTES: usize = 16 << 20;
-/// Bytes from which on inserts link too, since nobody else keeps up. They are slowed for the sake of
-/// the janitor first.
+/// Bytes from which on inserts link too, since nobody else keeps up. They are slowed for the sake
+/// of the janitor first.
 const LONG_TAIL_BYTES: usize = 64 << 20;
 /// Components of the vectors linked in one step, about: a step holds off interrupts.
 const STEP_COMPONENTS: u32 = 2048;

@@ -24,10 +24,10 @@
 //! directions and no points: these are the rotated centroids then.
 //!
 //! The places of a group begin at a multiple of 32; those left over have no centroid. The header's
-//! checksum of what follows it ends where the points begin. These are checked one by one when
-//! they are first touched, so that opening takes a small part of reading the file. The neighbours,
-//! which no search looks at, are checked when a job asks for them; an arena that a search had to make
-//! has zeroes there.
+//! checksum of what follows it ends where the points begin. These are checked one by one when they
+//! are first touched, so that opening takes a small part of reading the file. The neighbours, which
+//! no search looks at, are checked when a job asks for them; an arena that a search had to make has
+//! zeroes there.
 //!
 //! Where an index has no sign codes ([`sign::are_used`]) the columns and codes are left out, and
 //! the rotation is the identity. All numbers are little-endian, every part begins at a multiple
