@@ -278,8 +278,12 @@ impl RoutingArena {
     }
 
     /// Spares a router that is this arena's what has been found out about it already. Does nothing
-    /// where that is damaged.
+    /// where that is damaged, or of another space.
     pub fn teach(&self, router: &Router) {
+        let of_router = (router.len(), router.space().projection.subspace());
+        if of_router != (self.len(), self.projection.subspace()) {
+            return;
+        }
         let points: Vec<f32> =
             (0..self.identity.buckets).flat_map(|bucket| self.point(bucket)).copied().collect();
         if self.is_damaged() {
@@ -507,6 +511,8 @@ mod tests {
                 let (codes, rows) = arena.signs(&group).unwrap();
                 assert_eq!(codes.len(), rows.add.len() * 8);
             }
+            arena.teach(&Router::new(metric, 100, vec![0.0; 100 * buckets], vec![1.0; buckets]));
+            arena.teach(&learned(metric, 100, buckets + 1));
             let pupil = learned(metric, 100, buckets);
             arena.teach(&pupil);
             let taught = pupil.routed(&STOP).unwrap();
