@@ -305,7 +305,7 @@ impl RowShape {
         let dim = usize::try_from(dim).ok().filter(|&dim| dim > 0 && dim <= quant::MAX_DIM)?;
         let code_bits = usize::try_from(code_bits).ok()?;
         let is_whole = code_bits.is_multiple_of(sign::DIM_MULTIPLE);
-        let most = sign::MOST_BITS * dim.next_multiple_of(sign::DIM_MULTIPLE);
+        let most = sign::MOST_BITS * sign::padded(dim);
         (is_whole && code_bits <= most).then(|| RowShape { stride: quant::stride(dim), code_bits })
     }
 }

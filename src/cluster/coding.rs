@@ -3,7 +3,7 @@
 //! Rows and the nearest ones of their clusters, which stand for queries, tell what each kind of
 //! code would miss of rows like these; the cheapest kind is taken.
 
-use crate::quant::sign::{Coding, DIM_MULTIPLE, MOST_BITS};
+use crate::quant::sign::{padded, Coding, DEVIATIONS, DIM_MULTIPLE, MOST_BITS};
 use crate::quant::Subspace;
 use crate::simd::kernels;
 
@@ -11,10 +11,8 @@ use crate::simd::kernels;
 const PAIRS: usize = 4096;
 const LOOKED_AT: usize = 128;
 
-/// Of so many pairs what is beyond the code is to be within the reach of a bound, which is so many
-/// standard deviations.
+/// The share of pairs for which what is beyond the code is to be within the reach of a bound.
 const WITHIN_REACH: f64 = 0.95;
-const REACH: f32 = 1.6;
 
 /// What it costs that codes of 128 dimensions miss as much as one bit for each does, to what they
 /// cost themselves. Of more dimensions each bit misses less. Measured on image descriptors, word
@@ -48,7 +46,7 @@ pub(super) struct Sample<'a> {
 /// Chooses for rows like these.
 pub(super) fn choose(sample: &Sample<'_>) -> Subspace {
     let measured = Measured::of(sample);
-    let dim = sample.dim.next_multiple_of(DIM_MULTIPLE);
+    let dim = padded(sample.dim);
     let of_missed = COST_OF_MISSED * (MISSED_DIMENSIONS / dim as f64).sqrt();
     let mut least = f64::INFINITY;
     let mut cheapest = Subspace::PLAIN;
@@ -77,7 +75,7 @@ struct Measured {
     dim: usize,
     components: usize,
     pairs: usize,
-    /// Products of the two rows' squared distances from their centroid, a sum over pairs.
+    /// Squares of the rows' squared distances from their centroid, a sum over pairs.
     squares: f64,
     /// What codes of the first components would miss.
     by_lead: Vec<Missed>,
@@ -87,8 +85,8 @@ struct Measured {
 #[derive(Clone, Default)]
 struct Missed {
     lead: usize,
-    /// Products of squared distances from the centroid in these components, a sum over pairs: what
-    /// their codes are off by is a part of it.
+    /// Squares of the rows' squared distances from their centroid in these components, a sum over
+    /// pairs: what their codes are off by is a part of it.
     near: f64,
     /// Squares of what is beyond them, and products of those of a pair, sums over pairs.
     beyond: f64,
@@ -111,7 +109,7 @@ impl Missed {
         if *cosine <= 0.0 {
             return dim as f32;
         }
-        (REACH / *cosine).powi(2).clamp(1.0, dim as f32)
+        (DEVIATIONS / *cosine).powi(2).clamp(1.0, dim as f32)
     }
 }
 

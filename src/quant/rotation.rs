@@ -38,7 +38,7 @@ impl Rotation {
         if !sign::are_used(metric, dim) {
             return Rotation { dim, padded: dim, signs: Vec::new() };
         }
-        Rotation::padding(dim, dim.next_multiple_of(sign::DIM_MULTIPLE))
+        Rotation::padding(dim, sign::padded(dim))
     }
 
     /// A rotation of so many components into as many, whatever it is for.

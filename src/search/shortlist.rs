@@ -14,9 +14,6 @@ use crate::simd::{self, kernels, select};
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
 
-/// Standard deviations between a row's estimate and its bound.
-const DEVIATIONS: f32 = 1.6;
-
 /// Rows estimated from int8 codes first, for each row that is expected to be wanted.
 const FIRST_ESTIMATED: usize = 4;
 
@@ -135,7 +132,7 @@ impl Shortlist {
     pub fn push(&mut self, segment: u32, bucket: u32, centroid: &[f32], signs: SignCodes<'_>) {
         let (start, rows) = (self.room.bounds.len(), signs.rows.add.len());
         self.room.bounds.resize(start + rows, f32::NEG_INFINITY);
-        match self.query.for_bucket(centroid, DEVIATIONS) {
+        match self.query.for_bucket(centroid, sign::DEVIATIONS) {
             Some(terms) => {
                 self.query.bounds(&terms, signs.rows, signs.codes, &mut self.room.bounds[start..]);
             }

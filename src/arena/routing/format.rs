@@ -121,7 +121,7 @@ pub struct RoutingIdentity {
 pub fn padded(identity: &RoutingIdentity) -> usize {
     let dim = identity.dim as usize;
     if sign::are_used(identity.metric, dim) {
-        dim.next_multiple_of(sign::DIM_MULTIPLE)
+        sign::padded(dim)
     } else {
         dim
     }
