@@ -240,13 +240,10 @@ impl Workspace {
         rows: usize,
         mut each: impl FnMut(usize, &[f32; TILE_COLS]),
     ) {
-        self.multiply(kernels(), centroids, panel);
         let norms = &centroids.norms[panel];
-        for (row, products) in
-            self.products.as_flattened().as_chunks::<TILE_COLS>().0.iter().enumerate().take(rows)
-        {
+        self.products(centroids, panel, rows, |row, products| {
             each(row, &std::array::from_fn(|col| norms[col] - 2.0 * products[col]));
-        }
+        });
     }
 
     /// For each of the first `rows` packed rows in turn calls `each` with its products with a

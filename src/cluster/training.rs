@@ -21,7 +21,7 @@ const FEWEST_ROWS: usize = 2048;
 const FEWEST: usize = 128;
 const MOST: usize = 256;
 
-/// Directions are taken in such steps until they have this share of the squares.
+/// Directions are taken in such steps until they have this share of the scatter.
 const STEP: usize = 16;
 const ENOUGH: f32 = 0.96;
 
@@ -49,10 +49,9 @@ pub fn train(
 ) -> Result<Trained, Stopped> {
     let plain = VectorSpace::plain(metric, dim);
     let rows = samples.len() / dim;
-    if params.clusters <= 1 || rows < FEWEST_ROWS || !sign::are_used(metric, dim) {
-        return Ok(Trained { centroids: kmeans::train(samples, dim, params, stop)?, space: plain });
-    }
-    let Some(found) = Directions::learn(samples, dim, stop)? else {
+    let is_worth_it = params.clusters > 1 && rows >= FEWEST_ROWS && sign::are_used(metric, dim);
+    let found = if is_worth_it { Directions::learn(samples, dim, stop)? } else { None };
+    let Some(found) = found else {
         return Ok(Trained { centroids: kmeans::train(samples, dim, params, stop)?, space: plain });
     };
     let projected = found.project(samples, stop)?;
@@ -63,10 +62,7 @@ pub fn train(
     let mut centroids = means(samples, dim, &cluster_of, packed.len(), stop)?;
     found.lift(&trained, &cluster_of, &mut centroids);
     if params.spherical {
-        let copy = centroids.clone();
-        for (mean, unit) in copy.chunks_exact(dim).zip(centroids.chunks_exact_mut(dim)) {
-            quant::normalize(mean, unit);
-        }
+        quant::normalize_rows(dim, &mut centroids);
     }
     let sample = Sample {
         dim,

@@ -3,7 +3,6 @@
 
 use super::background::pace::breathe;
 use super::crew::Crew;
-use super::router::normalize_rows;
 use super::sweep::arena_place;
 use crate::arena::{
     encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Plan, RoutingArena, Writer,
@@ -11,7 +10,7 @@ use crate::arena::{
 use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
 use crate::page::{BucketShape, Identity, Index, Read, RowMap, Segment, VectorReader};
-use crate::quant::sign;
+use crate::quant::{self, sign};
 use rayon::prelude::*;
 use std::mem::size_of;
 use std::ops::Range;
@@ -152,7 +151,7 @@ impl ArenaBuilder<'_> {
                 let found = self.crew.run(|stop| {
                     if metric == Metric::Cosine {
                         let rows = vectors.par_chunks_mut(dims);
-                        rows.for_each(|row| normalize_rows(dims, row));
+                        rows.for_each(|row| quant::normalize_rows(dims, row));
                     }
                     let mut found = vec![0; first_buckets.len()];
                     router.spill(&vectors, &first_buckets, &mut found, stop)?;

@@ -48,7 +48,7 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
     };
     let trained = crew.run(move |stop| {
         if metric == Metric::Cosine {
-            normalize_rows(dims, &mut sample);
+            quant::normalize_rows(dims, &mut sample);
         }
         cluster::train(&sample, metric, dims, &params, stop)
     });
@@ -85,15 +85,6 @@ fn buckets_for(rows: u64) -> usize {
     }
     let most = (rows as f64).sqrt() * BUCKETS_PER_ROOT;
     (rows / ROWS_PER_BUCKET).min(most as u64) as usize
-}
-
-/// Brings each row to length one.
-pub fn normalize_rows(dims: usize, rows: &mut [f32]) {
-    let mut unit = vec![0.0; dims];
-    for row in rows.chunks_exact_mut(dims) {
-        quant::normalize(row, &mut unit);
-        row.copy_from_slice(&unit);
-    }
 }
 
 /// The bytes of a router's column: centroids, then radii, then its space if it is another than

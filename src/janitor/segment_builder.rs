@@ -4,7 +4,7 @@ use super::arena_builder::{ArenaBuilder, RowsInMemory};
 use super::background::pace::breathe;
 use super::crew::Crew;
 use super::progress::{Phase, Progress};
-use super::router::{self, normalize_rows};
+use super::router;
 use super::routing;
 use super::rows::RowStore;
 use super::temp_file::TempFile;
@@ -16,6 +16,7 @@ use crate::page::{
     BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, RowMap, Segment,
     Space, VectorReader,
 };
+use crate::quant;
 use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
 use rayon::prelude::*;
@@ -142,7 +143,7 @@ impl SegmentBuilder<'_> {
                 let mut unit;
                 let vectors = if metric == Metric::Cosine {
                     unit = vectors.to_vec();
-                    unit.par_chunks_mut(dims).for_each(|row| normalize_rows(dims, row));
+                    unit.par_chunks_mut(dims).for_each(|row| quant::normalize_rows(dims, row));
                     &unit
                 } else {
                     vectors

@@ -90,6 +90,15 @@ pub fn likely(dim: usize) -> f32 {
     (DEVIATIONS / (dim.max(1) as f32).sqrt()).min(1.0)
 }
 
+/// Scales each of the row-major `rows` to length one, as [`normalize`] does.
+pub fn normalize_rows(dim: usize, rows: &mut [f32]) {
+    let mut unit = vec![0.0; dim];
+    for row in rows.chunks_exact_mut(dim) {
+        normalize(row, &mut unit);
+        row.copy_from_slice(&unit);
+    }
+}
+
 /// Scales `vector` to length one. Returns false, and leaves zeroes, when it has no direction: its
 /// length is zero or not finite.
 ///

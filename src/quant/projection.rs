@@ -1,11 +1,10 @@
 //! Where routing takes place, and the codes that are looked at first.
 //!
 //! Vectors of many dimensions mostly lie near a space of few. Centroids, and the codes of [`sign`],
-//! are of a vector's components in such a space, along directions that were learned from rows
-//! ([`principal`](crate::cluster)): they are shorter, which is most of a search's and of a build's
-//! work, and as exact. The first [`Coding::components`] of them have a code; a random [`Rotation`]
-//! makes these alike. What a row has beyond goes into its bound, so no row is lost that is unlike
-//! those learned from.
+//! are of a vector's components in such a space, along directions that were learned from rows: they
+//! are shorter, which is most of a search's and of a build's work, and as exact. The first
+//! [`Coding::components`] of them have a code; a random [`Rotation`] makes these alike. What a row
+//! has beyond goes into its bound, so no row is lost that is unlike those learned from.
 //!
 //! ```text
 //! vector, dim components -> basis -> components, of which `lead` are rotated -> codes of `lead`

@@ -139,11 +139,7 @@ impl Trial {
                         rows.extend_from_slice(&near.vector);
                     }
                     if metric == Metric::Cosine {
-                        let copy = rows.clone();
-                        for (row, unit) in copy.chunks_exact(dims).zip(rows.chunks_exact_mut(dims))
-                        {
-                            quant::normalize(row, unit);
-                        }
+                        quant::normalize_rows(dims, &mut rows);
                     }
                     router.spill(&rows, &first, &mut second, stop)?;
                 }
