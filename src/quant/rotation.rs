@@ -93,11 +93,12 @@ impl Rotation {
         assert_eq!(out.len(), self.padded, "dimensions");
         let block = largest_power(self.padded);
         for (round, signs) in self.signs.chunks_exact(self.padded).enumerate() {
-            out.iter_mut().zip(signs).for_each(|(x, sign)| *x *= sign);
             let first = first_of_block(round, self.padded, block);
-            let (_, part) = out.split_at_mut(first);
-            let (part, _) = part.split_at_mut(block);
-            (kernels().hadamard)(part);
+            let span = first..first + block;
+            for at in (0..span.start).chain(span.end..self.padded) {
+                out[at] *= signs[at];
+            }
+            (kernels().hadamard)(&mut out[span.clone()], &signs[span]);
         }
     }
 

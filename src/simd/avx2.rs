@@ -3,9 +3,9 @@
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Grid, GridRow, GridSums,
-    Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS,
-    TILE_ROWS,
+    check_coded, check_rows, check_signs, scalar, sign_block_bytes, CodedCols, CodedRows,
+    CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile,
+    TilePanels, CODE_GROUP, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 8;
@@ -45,8 +45,13 @@ static KERNELS: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
+    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
+        check_coded(rows, cols);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { tile_nearest_coded(rows, cols, panel, best, best_panel) }
+    },
     // SAFETY: as above.
-    hadamard: |values| unsafe { hadamard(values) },
+    hadamard: |values, factors| unsafe { hadamard(values, factors) },
     // SAFETY: as above.
     sign_tables: |query, tables| unsafe { sign_tables(query, tables) },
     sign_bounds: |tables, codes, rows, terms, out| {
@@ -302,9 +307,55 @@ fn tile_nearest(
     scalar::tile_nearest_body(products, norms, panel, best, best_panel);
 }
 
+/// # Safety
+/// The processor has the instructions, and `check_coded` has passed the rows and columns.
 #[target_feature(enable = "avx2,fma")]
-fn hadamard(values: &mut [f32]) {
-    scalar::hadamard_body(values);
+unsafe fn tile_nearest_coded(
+    rows: CodedRows<'_>,
+    cols: CodedCols<'_>,
+    panel: u32,
+    best: &mut Tile,
+    best_panel: &mut TilePanels,
+) {
+    // Three rows of thirty-two columns take twelve of the sixteen registers.
+    const ROWS: usize = 3;
+    const WIDTH: usize = TILE_COLS / LANES;
+    let depth = rows.codes.len() / (TILE_ROWS * CODE_GROUP);
+    let (row, col) = (rows.codes.as_ptr(), cols.codes.as_ptr());
+    let mut sums = [0i32; TILE_ROWS * TILE_COLS];
+    let ones = _mm256_set1_epi16(1);
+    for (first, sums) in (0..TILE_ROWS).step_by(ROWS).zip(sums.chunks_exact_mut(ROWS * TILE_COLS)) {
+        let mut held = [[_mm256_setzero_si256(); WIDTH]; ROWS];
+        for j in 0..depth {
+            for (r, held) in held.iter_mut().enumerate() {
+                // SAFETY: both sides have `depth` steps.
+                let x = unsafe {
+                    let at = (j * TILE_ROWS + first + r) * CODE_GROUP;
+                    _mm256_set1_epi32(row.add(at).cast::<i32>().read_unaligned())
+                };
+                for (c, held) in held.iter_mut().enumerate() {
+                    // SAFETY: as above.
+                    let y = unsafe {
+                        let at = (j * TILE_COLS + c * LANES) * CODE_GROUP;
+                        _mm256_loadu_si256(col.add(at).cast())
+                    };
+                    // Codes of rows are below 128, so that two products fit into sixteen bits.
+                    let pairs = _mm256_maddubs_epi16(x, y);
+                    *held = _mm256_add_epi32(*held, _mm256_madd_epi16(pairs, ones));
+                }
+            }
+        }
+        for (sums, held) in sums.chunks_exact_mut(LANES).zip(held.as_flattened()) {
+            // SAFETY: the chunk has LANES elements.
+            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), *held) };
+        }
+    }
+    scalar::coded_nearest_body(&sums, rows.scales, cols, panel, best, best_panel);
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn hadamard(values: &mut [f32], factors: &[f32]) {
+    scalar::hadamard_body(values, factors);
 }
 
 #[target_feature(enable = "avx2,fma")]

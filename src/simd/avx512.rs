@@ -1,11 +1,13 @@
 //! Kernels for AVX-512 (F, BW, VL); the int8 products use VNNI where there is one.
 
+mod tile;
+
 use std::arch::x86_64::*;
 
 use super::{
-    check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts, Grid, GridRow,
-    GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF,
-    SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
+    check_coded, check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts,
+    Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, LEAST_OF, SIGN_BLOCK,
+    SIGN_GROUP,
 };
 
 const LANES: usize = 16;
@@ -35,13 +37,18 @@ const TABLE: Kernels = Kernels {
     // SAFETY: as above.
     l1_i8: |query, codes, scale| unsafe { l1_i8(query, codes, scale) },
     // SAFETY: as above.
-    tile_product: |rows, cols, products| unsafe { tile_product(rows, cols, products) },
+    tile_product: |rows, cols, products| unsafe { tile::product(rows, cols, products) },
     // SAFETY: as above.
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
-        tile_nearest(products, norms, panel, best, best_panel)
+        tile::nearest(products, norms, panel, best, best_panel)
+    },
+    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
+        check_coded(rows, cols);
+        // SAFETY: as above, and the slices have been checked.
+        unsafe { tile::nearest_coded_bw(rows, cols, panel, best, best_panel) }
     },
     // SAFETY: as above.
-    hadamard: |values| unsafe { hadamard(values) },
+    hadamard: |values, factors| unsafe { hadamard(values, factors) },
     // SAFETY: as above.
     sign_tables: |query, tables| unsafe { sign_tables(query, tables) },
     sign_bounds: |tables, codes, rows, terms, out| {
@@ -66,6 +73,11 @@ static WITH_VNNI: Kernels = Kernels {
         check_rows(query, rows, stride, out);
         // SAFETY: `with_vnni` has found the instructions, and the slices have been checked.
         unsafe { dot_i8_rows_vnni(query, rows, stride, out) }
+    },
+    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
+        check_coded(rows, cols);
+        // SAFETY: as above.
+        unsafe { tile::nearest_coded_vnni(rows, cols, panel, best, best_panel) }
     },
     ..TABLE
 };
@@ -307,46 +319,79 @@ dot_i8_rows!(
 );
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn tile_product(rows: &[f32], cols: &[f32], products: &mut Tile) {
-    let depth = (rows.len() / TILE_ROWS).min(cols.len() / TILE_COLS);
-    let (rows, cols) = (rows.as_ptr(), cols.as_ptr());
-    let mut sums = [[_mm512_setzero_ps(); 2]; TILE_ROWS];
-    for j in 0..depth {
-        // SAFETY: j is below the number of whole steps in both slices.
-        let (low, high) = unsafe {
-            let col = cols.add(j * TILE_COLS);
-            (_mm512_loadu_ps(col), _mm512_loadu_ps(col.add(LANES)))
-        };
-        for (r, sums) in sums.iter_mut().enumerate() {
-            // SAFETY: as above.
-            let x = _mm512_set1_ps(unsafe { *rows.add(j * TILE_ROWS + r) });
-            sums[0] = _mm512_fmadd_ps(x, low, sums[0]);
-            sums[1] = _mm512_fmadd_ps(x, high, sums[1]);
-        }
+fn hadamard(values: &mut [f32], factors: &[f32]) {
+    if values.len() < LANES {
+        return scalar::hadamard_body(values, factors);
     }
-    for (products, sums) in products.chunks_exact_mut(LANES).zip(sums.as_flattened()) {
-        // SAFETY: the chunk has LANES elements.
-        unsafe {
-            let before = _mm512_loadu_ps(products.as_ptr());
-            _mm512_storeu_ps(products.as_mut_ptr(), _mm512_add_ps(before, *sums));
+    // Whole registers are stored here, which can then be loaded at once.
+    values.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
+    let (rows, _) = values.as_chunks_mut::<LANES>();
+    let (mut apart, len) = (1, rows.len());
+    while apart < len {
+        // As many steps at a time as the registers hold rows for.
+        let group = (len / apart).min(8);
+        for block in rows.chunks_exact_mut(apart * group) {
+            for first in 0..apart {
+                match group {
+                    2 => row_steps::<2>(block, first, apart),
+                    4 => row_steps::<4>(block, first, apart),
+                    _ => row_steps::<8>(block, first, apart),
+                }
+            }
         }
+        apart *= group;
+    }
+    for row in rows {
+        hadamard_lanes(row);
     }
 }
 
+/// The steps of the transform between `N` rows so many apart.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn tile_nearest(
-    products: &Tile,
-    norms: &[f32; TILE_COLS],
-    panel: u32,
-    best: &mut Tile,
-    best_panel: &mut TilePanels,
-) {
-    scalar::tile_nearest_body(products, norms, panel, best, best_panel);
+fn row_steps<const N: usize>(rows: &mut [[f32; LANES]], first: usize, apart: usize) {
+    let mut held = [_mm512_setzero_ps(); N];
+    for (nth, held) in held.iter_mut().enumerate() {
+        // SAFETY: the array has LANES elements.
+        *held = unsafe { _mm512_loadu_ps(rows[first + nth * apart].as_ptr()) };
+    }
+    let mut half = 1;
+    while half < N {
+        for low in (0..N).filter(|low| low & half == 0) {
+            let (x, y) = (held[low], held[low + half]);
+            held[low] = _mm512_add_ps(x, y);
+            held[low + half] = _mm512_sub_ps(x, y);
+        }
+        half *= 2;
+    }
+    for (nth, held) in held.iter().enumerate() {
+        // SAFETY: as above.
+        unsafe { _mm512_storeu_ps(rows[first + nth * apart].as_mut_ptr(), *held) };
+    }
 }
 
+/// The transform of one row.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn hadamard(values: &mut [f32]) {
-    scalar::hadamard_body(values);
+fn hadamard_lanes(row: &mut [f32; LANES]) {
+    // SAFETY: the array has LANES elements.
+    let x = unsafe { _mm512_loadu_ps(row.as_ptr()) };
+    // Each lane's partner, and the lane itself, negated where it is the upper one.
+    let x = _mm512_fmadd_ps(x, upper_negative(0xaaaa), _mm512_permute_ps::<0b1011_0001>(x));
+    let x = _mm512_fmadd_ps(x, upper_negative(0xcccc), _mm512_permute_ps::<0b0100_1110>(x));
+    let quarters = _mm512_shuffle_f32x4::<0b1011_0001>(x, x);
+    let x = _mm512_fmadd_ps(x, upper_negative(0xf0f0), quarters);
+    let halves = _mm512_shuffle_f32x4::<0b0100_1110>(x, x);
+    let x = _mm512_fmadd_ps(x, upper_negative(0xff00), halves);
+    // SAFETY: as above.
+    unsafe { _mm512_storeu_ps(row.as_mut_ptr(), x) };
+}
+
+/// 1 in each lane, and -1 in those of the mask.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn upper_negative(upper: __mmask16) -> __m512 {
+    _mm512_mask_mov_ps(_mm512_set1_ps(1.0), upper, _mm512_set1_ps(-1.0))
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]

@@ -34,6 +34,29 @@ pub type Tile = [f32; TILE_ROWS * TILE_COLS];
 /// For each element of a [`Tile`], the number of the panel its value came from.
 pub type TilePanels = [u32; TILE_ROWS * TILE_COLS];
 
+/// Components of a coded row or column that stand together.
+pub const CODE_GROUP: usize = 4;
+
+/// Rows of codes, the left factor of a tile.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedRows<'a> {
+    /// For each [`CODE_GROUP`] components those of all [`TILE_ROWS`] rows, all below 128.
+    pub codes: &'a [u8],
+    /// What a row's products are multiplied with.
+    pub scales: &'a [f32; TILE_ROWS],
+}
+
+/// Columns of codes, the right factor of a tile.
+#[derive(Clone, Copy, Debug)]
+pub struct CodedCols<'a> {
+    /// For each [`CODE_GROUP`] components those of all [`TILE_COLS`] columns.
+    pub codes: &'a [i8],
+    /// What is added to the products of a column.
+    pub starts: &'a [i32; TILE_COLS],
+    /// What the products of a column are taken from.
+    pub norms: &'a [f32; TILE_COLS],
+}
+
 /// What [`Kernels::cosine`] needs of a pair of vectors in one pass.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct CosineParts {
@@ -105,9 +128,15 @@ pub struct Kernels {
     /// `(products, norms, panel, best, best_panel)`: where `norms[c] - 2 * products[r, c]` is
     /// below `best[r, c]`, puts it there, and `panel` into `best_panel[r, c]`.
     pub tile_nearest: fn(&Tile, &[f32; TILE_COLS], u32, &mut Tile, &mut TilePanels),
-    /// In place, the product with the Hadamard matrix of as many rows, which has only 1 and -1.
-    /// The length is a power of two.
-    pub hadamard: fn(&mut [f32]),
+    /// `(rows, cols, panel, best, best_panel)`: where `norms[c] - scales[r] * (starts[c] + p)`, p
+    /// being the inner product of the codes of row r and column c, is below `best[r, c]`, puts it
+    /// there, and `panel` into `best_panel[r, c]`. Exact up to [`MAX_I8_DIM`] components.
+    ///
+    /// Panics when rows and columns are not whole or not as long.
+    pub tile_nearest_coded: fn(CodedRows<'_>, CodedCols<'_>, u32, &mut Tile, &mut TilePanels),
+    /// `(values, factors)`: in place, the product of the values, each times its factor, with the
+    /// Hadamard matrix of as many rows, which has only 1 and -1. Their number is a power of two.
+    pub hadamard: fn(&mut [f32], &[f32]),
     /// `(query, tables)`: for every [`SIGN_GROUP`] components of the query the sums over each of
     /// their subsets, bit j of a subset's number standing for component j, less the least of them
     /// and in steps of the result's `step`. `tables` has 16 bytes a group.
@@ -234,6 +263,13 @@ fn check_signs(tables: &[u8], codes: &[u8], rows: SignRows<'_>, out: &[f32]) {
     assert!(columns.iter().all(|column| column.len() >= out.len()), "fewer rows than results");
 }
 
+/// Checks the contract of [`Kernels::tile_nearest_coded`] before a kernel reads through pointers.
+fn check_coded(rows: CodedRows<'_>, cols: CodedCols<'_>) {
+    let depth = rows.codes.len() / (TILE_ROWS * CODE_GROUP);
+    assert_eq!(rows.codes.len(), depth * TILE_ROWS * CODE_GROUP, "whole groups of rows");
+    assert_eq!(cols.codes.len(), depth * TILE_COLS * CODE_GROUP, "columns as long as rows");
+}
+
 /// Checks the contract of [`Kernels::grid`].
 fn check_grid(row: GridRow<'_>, digits: &[u8]) {
     assert!(row.residual.len().is_multiple_of(GRID_GROUP), "whole groups");
@@ -247,7 +283,7 @@ fn check_tables(query: &[f32], tables: &[u8]) {
     assert_eq!(tables.len(), query.len() / SIGN_GROUP * 16, "a table for each group");
 }
 
-/// The longest query for which [`Kernels::dot_i8_rows`] cannot overflow.
+/// The most components for which products of codes cannot overflow.
 pub const MAX_I8_DIM: usize = 1 << 16;
 
 /// The kernels for this processor: the best level it has, or the one [`LEVEL_VARIABLE`] names if

@@ -43,8 +43,9 @@ static KERNELS: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
+    tile_nearest_coded: scalar::tile_nearest_coded,
     // NEON is part of the target's baseline, so the plain code is vectorised already.
-    hadamard: |values| scalar::hadamard_body(values),
+    hadamard: |values, factors| scalar::hadamard_body(values, factors),
     grid: scalar::grid_body,
     sign_tables: |query, tables| scalar::sign_tables_body(query, tables),
     sign_bounds: |tables, codes, rows, terms, out| {

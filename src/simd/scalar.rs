@@ -2,9 +2,10 @@
 //! turns into whatever vectors the target's baseline has.
 
 use super::{
-    check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CosineParts, Grid,
-    GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile, TilePanels, LEAST_OF,
-    SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
+    check_coded, check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CodedCols,
+    CodedRows, CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale,
+    SignTerms, Tile, TilePanels, CODE_GROUP, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS,
+    TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -19,7 +20,8 @@ pub(super) static KERNELS: Kernels = Kernels {
     l1_i8,
     tile_product,
     tile_nearest,
-    hadamard: |values| hadamard_body(values),
+    tile_nearest_coded,
+    hadamard: |values, factors| hadamard_body(values, factors),
     sign_tables: |query, tables| sign_tables_body(query, tables),
     sign_bounds,
     grid: grid_body,
@@ -122,6 +124,52 @@ fn tile_nearest(
     tile_nearest_body(products, norms, panel, best, best_panel);
 }
 
+pub(super) fn tile_nearest_coded(
+    rows: CodedRows<'_>,
+    cols: CodedCols<'_>,
+    panel: u32,
+    best: &mut Tile,
+    best_panel: &mut TilePanels,
+) {
+    check_coded(rows, cols);
+    let mut sums = [0i32; TILE_ROWS * TILE_COLS];
+    let row_steps = rows.codes.chunks_exact(TILE_ROWS * CODE_GROUP);
+    for (row, col) in row_steps.zip(cols.codes.chunks_exact(TILE_COLS * CODE_GROUP)) {
+        for (row, sums) in row.chunks_exact(CODE_GROUP).zip(sums.chunks_exact_mut(TILE_COLS)) {
+            for (col, sum) in col.chunks_exact(CODE_GROUP).zip(sums) {
+                let products = row.iter().zip(col).map(|(x, y)| i32::from(*x) * i32::from(*y));
+                *sum += products.sum::<i32>();
+            }
+        }
+    }
+    coded_nearest_body(&sums, rows.scales, cols, panel, best, best_panel);
+}
+
+/// The end of [`Kernels::tile_nearest_coded`] for the compiler to vectorise with its caller's
+/// instruction set.
+#[inline(always)]
+pub(super) fn coded_nearest_body(
+    sums: &[i32; TILE_ROWS * TILE_COLS],
+    scales: &[f32; TILE_ROWS],
+    cols: CodedCols<'_>,
+    panel: u32,
+    best: &mut Tile,
+    best_panel: &mut TilePanels,
+) {
+    for (r, scale) in scales.iter().enumerate() {
+        let row = r * TILE_COLS..(r + 1) * TILE_COLS;
+        let sums = &sums[row.clone()];
+        let best = &mut best[row.clone()];
+        let best_panel = &mut best_panel[row];
+        for c in 0..TILE_COLS {
+            let score = cols.norms[c] - scale * (cols.starts[c] + sums[c]) as f32;
+            let better = score < best[c];
+            best[c] = if better { score } else { best[c] };
+            best_panel[c] = if better { panel } else { best_panel[c] };
+        }
+    }
+}
+
 /// [`Kernels::tile_nearest`] for the compiler to vectorise with its caller's instruction set.
 #[inline(always)]
 pub(super) fn tile_nearest_body(
@@ -147,9 +195,10 @@ pub(super) fn tile_nearest_body(
 
 /// [`Kernels::hadamard`] for the compiler to vectorise with its caller's instruction set.
 #[inline(always)]
-pub(super) fn hadamard_body(values: &mut [f32]) {
+pub(super) fn hadamard_body(values: &mut [f32], factors: &[f32]) {
     const WIDTH: usize = 16;
     debug_assert!(values.len().is_power_of_two());
+    values.iter_mut().zip(factors).for_each(|(x, factor)| *x *= factor);
     let (rows, rest) = values.as_chunks_mut::<WIDTH>();
     if rows.is_empty() {
         return butterflies(rest);

@@ -265,13 +265,66 @@ fn the_nearest_of_two_panels_is_kept() {
 }
 
 #[test]
+fn coded_tiles_are_exact_and_keep_the_nearest() {
+    let mut rng = SmallRng::seed_from_u64(16);
+    for k in tables() {
+        for groups in [0, 1, 2, 7, 32, 4000] {
+            let extreme = groups == 4000;
+            let byte = |rng: &mut SmallRng| if extreme { 127 } else { rng.random_range(0..128) };
+            let codes: Vec<u8> =
+                (0..groups * TILE_ROWS * CODE_GROUP).map(|_| byte(&mut rng)).collect();
+            let scales: [f32; TILE_ROWS] = std::array::from_fn(|r| r as f32);
+            let rows = CodedRows { codes: &codes, scales: &scales };
+            let mut best = [1e9; TILE_ROWS * TILE_COLS];
+            let mut panels = [7; TILE_ROWS * TILE_COLS];
+            let (mut want, mut want_panels) = (best, panels);
+            for panel in 0..3u32 {
+                let sign = if panel == 1 { -1 } else { 1 };
+                let code = |rng: &mut SmallRng| match extreme {
+                    true => -128 * i32::from(sign == 1) + 127 * i32::from(sign == -1),
+                    false => rng.random_range(-128..128),
+                };
+                let codes: Vec<i8> =
+                    (0..groups * TILE_COLS * CODE_GROUP).map(|_| code(&mut rng) as i8).collect();
+                let starts: [i32; TILE_COLS] = std::array::from_fn(|c| c as i32 - 16);
+                let mut norms: [f32; TILE_COLS] = std::array::from_fn(|c| c as f32);
+                norms[3] = f32::INFINITY;
+                norms[4] = f32::NAN;
+                let cols = CodedCols { codes: &codes, starts: &starts, norms: &norms };
+                (k.tile_nearest_coded)(rows, cols, panel, &mut best, &mut panels);
+                for (r, scale) in scales.iter().enumerate() {
+                    for c in 0..TILE_COLS {
+                        let terms = (0..groups * CODE_GROUP).map(|j| {
+                            let (group, place) = (j / CODE_GROUP, j % CODE_GROUP);
+                            let x = rows.codes[(group * TILE_ROWS + r) * CODE_GROUP + place];
+                            let y = codes[(group * TILE_COLS + c) * CODE_GROUP + place];
+                            i32::from(x) * i32::from(y)
+                        });
+                        let sum = starts[c] + terms.sum::<i32>();
+                        let score = norms[c] - scale * sum as f32;
+                        let at = r * TILE_COLS + c;
+                        if score < want[at] {
+                            (want[at], want_panels[at]) = (score, panel);
+                        }
+                        let off = (best[at] - want[at]).abs();
+                        assert!(off <= want[at].abs() * 1e-6, "{} at {groups}", k.level.name());
+                    }
+                }
+                assert_eq!(panels, want_panels, "{} at {groups}", k.level.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn hadamard_is_its_own_inverse_but_for_the_length() {
     let mut rng = SmallRng::seed_from_u64(7);
     for k in tables() {
         for n in (0..12).map(|log| 1usize << log) {
-            let values = random(&mut rng, n);
+            let (values, factors) = (random(&mut rng, n), random(&mut rng, n));
             let mut got = values.clone();
-            (k.hadamard)(&mut got);
+            (k.hadamard)(&mut got, &factors);
+            let values: Vec<f32> = values.iter().zip(&factors).map(|(x, f)| x * f).collect();
             for (row, got) in got.iter().enumerate() {
                 let sign = |col: usize| {
                     if (row & col).count_ones().is_multiple_of(2) {
