@@ -107,7 +107,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
     let trained = start.elapsed();
 
     let start = Instant::now();
-    let untried = Router::within(space.clone(), metric, centroids, vec![0.0; buckets]);
+    let untried = Router::within(space, metric, centroids, vec![0.0; buckets]);
     let mut first = vec![0; base.len()];
     untried.assign(&base.values, &mut first, &STOP)?;
     let mut squares = vec![(0.0f64, 0u32); buckets];
@@ -118,7 +118,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
         of.1 += 1;
     }
     let radii = squares.iter().map(|(sum, n)| (sum / f64::from(*n).max(1.0)).sqrt() as f32);
-    let router = Router::within(space, metric, untried.centroids().to_vec(), radii.collect());
+    let router = untried.with_radii(radii.collect());
     let assigned = start.elapsed();
 
     let start = Instant::now();

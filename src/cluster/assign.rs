@@ -1,4 +1,5 @@
-//! The nearest centroid of many rows, as a blocked matrix product.
+//! The nearest centroid of many rows, as a blocked matrix product: of vectors, or of their codes
+//! where those tell it ([`super::coded`]).
 //!
 //! `|x - c|^2` is least where `|c|^2 - 2 <x, c>` is, so that nearly all the work is the product of
 //! the rows and the centroids. It is blocked for registers and caches after Goto and van de Geijn,
@@ -9,10 +10,12 @@
 
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
+use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
-use super::{check, Stopped};
+use super::coded::{self, CodedCentroids, CodedWorkspace};
+use super::{check, get_or_try_init, Stopped};
 use crate::simd::{kernels, Kernels, Tile, TilePanels, TILE_COLS, TILE_ROWS};
 
 /// Bytes of packed rows that one task works on: a good part of a core's second-level cache.
@@ -21,10 +24,13 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// Tiles in a block of rows, at most.
 const BLOCK_TILES: usize = 16;
 
+/// Tiles in a block of coded rows: what is found for them stays in the nearest cache.
+const CODED_TILES: usize = 8;
+
 /// Components that are multiplied in one go, so that a panel's part stays in the nearest cache.
 const DEPTH: usize = 256;
 
-const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
+pub(super) const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
 
 /// Centroids packed for the search.
 pub struct PackedCentroids {
@@ -36,6 +42,8 @@ pub struct PackedCentroids {
     panels: Vec<f32>,
     /// For each panel the squared lengths; infinite for the places after the last centroid.
     norms: Vec<[f32; TILE_COLS]>,
+    /// Their codes, unless they are of no use; made when the first rows come.
+    coded: OnceLock<Option<CodedCentroids>>,
 }
 
 /// Stands for no centroid in a layout.
@@ -97,12 +105,27 @@ impl PackedCentroids {
                     },
                 )?;
         }
-        Ok(PackedCentroids { dim, count, shift, panels, norms })
+        Ok(PackedCentroids { dim, count, shift, panels, norms, coded: OnceLock::new() })
     }
 
     /// How many panels there are.
     pub(super) fn panels(&self) -> usize {
         self.norms.len()
+    }
+
+    /// A panel's centroids: for each component those of all of them.
+    pub(super) fn panel(&self, panel: usize) -> &[f32] {
+        &self.panels[panel * self.dim * TILE_COLS..][..self.dim * TILE_COLS]
+    }
+
+    /// The squared lengths of a panel's centroids; infinite where there is none.
+    pub(super) fn norms(&self, panel: usize) -> &[f32; TILE_COLS] {
+        &self.norms[panel]
+    }
+
+    /// Components of a centroid.
+    pub(super) fn dim(&self) -> usize {
+        self.dim
     }
 
     /// What rows are shifted by.
@@ -120,7 +143,38 @@ impl PackedCentroids {
         self.count == 0
     }
 
-    /// Writes the number of the nearest centroid of each row to `out`, the lowest of equals.
+    /// The centroids' codes, if they tell the nearest of such rows.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub(super) fn coded(
+        &self,
+        rows: &[f32],
+        stop: &AtomicBool,
+    ) -> Result<Option<&CodedCentroids>, Stopped> {
+        if let Some(known) = self.coded.get() {
+            return Ok(known.as_ref());
+        }
+        let count = rows.len().checked_div(self.dim).unwrap_or(0);
+        if self.count < coded::LEAST_CENTROIDS || count < coded::LEAST_ROWS {
+            return Ok(None);
+        }
+        let made = get_or_try_init(&self.coded, || {
+            let Some(coded) = CodedCentroids::new(self, stop)? else { return Ok(None) };
+            let row = |nth: usize| &rows[nth * count / coded::SAMPLE_ROWS * self.dim..][..self.dim];
+            let sample: Vec<f32> = (0..coded::SAMPLE_ROWS).flat_map(row).copied().collect();
+            let (mut exact, mut found) = ([0; coded::SAMPLE_ROWS], [0; coded::SAMPLE_ROWS]);
+            self.nearest_by_products(&sample, &mut exact, stop)?;
+            self.nearest_by_codes(&coded, &sample, &mut found, stop)?;
+            let agreed = exact.iter().zip(&found).filter(|(exact, found)| exact == found).count();
+            let enough = agreed as f64 >= coded::LEAST_AGREED * coded::SAMPLE_ROWS as f64;
+            Ok(enough.then_some(coded))
+        })?;
+        Ok(made.as_ref())
+    }
+
+    /// Writes the number of the nearest centroid of each row to `out`, the lowest of equals; of a
+    /// row in a thousand perhaps that of one hardly farther.
     ///
     /// Rows and results correspond up to the shorter of the two. A row that has no nearest
     /// centroid, because a distance is no number or there are no centroids, gets 0.
@@ -129,6 +183,39 @@ impl PackedCentroids {
             out.fill(0);
             return Ok(());
         }
+        match self.coded(rows, stop)? {
+            Some(coded) => self.nearest_by_codes(coded, rows, out, stop),
+            None => self.nearest_by_products(rows, out, stop),
+        }
+    }
+
+    fn nearest_by_codes(
+        &self,
+        coded: &CodedCentroids,
+        rows: &[f32],
+        out: &mut [u32],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        const ROWS: usize = CODED_TILES * TILE_ROWS;
+        rows.par_chunks(ROWS * self.dim).zip(out.par_chunks_mut(ROWS)).try_for_each_init(
+            CodedWorkspace::default,
+            |workspace, (rows, out)| {
+                workspace.pack(rows.chunks_exact(self.dim), &self.shift, coded);
+                workspace.search(self, coded, 0..self.panels(), stop)?;
+                for (i, out) in out.iter_mut().enumerate().take(rows.len() / self.dim) {
+                    *out = workspace.found(self, coded, i);
+                }
+                Ok(())
+            },
+        )
+    }
+
+    fn nearest_by_products(
+        &self,
+        rows: &[f32],
+        out: &mut [u32],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
         let tile_bytes = self.dim * TILE_ROWS * size_of::<f32>();
         let block_rows = (BLOCK_BYTES / tile_bytes).clamp(1, BLOCK_TILES) * TILE_ROWS;
         rows.par_chunks(block_rows * self.dim)
@@ -263,7 +350,7 @@ impl Workspace {
     /// The products of all packed tiles and one panel.
     fn multiply(&mut self, k: &Kernels, centroids: &PackedCentroids, panel: usize) {
         let dim = centroids.dim;
-        let cols = &centroids.panels[panel * dim * TILE_COLS..][..dim * TILE_COLS];
+        let cols = centroids.panel(panel);
         self.products.fill([0.0; TILE_LEN]);
         for from in (0..dim).step_by(DEPTH) {
             let to = dim.min(from + DEPTH);
@@ -277,7 +364,7 @@ impl Workspace {
 }
 
 /// The centroid of the least score among a row's columns; of equal scores the lowest number.
-fn least(scores: &[f32], panels: &[u32]) -> u32 {
+pub(super) fn least(scores: &[f32], panels: &[u32]) -> u32 {
     let (mut best, mut number) = (f32::INFINITY, 0);
     for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
         let candidate = panel * TILE_COLS as u32 + col as u32;

@@ -6,8 +6,10 @@
 //! second. Results depend on the seed alone, not on the number of threads.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::OnceLock;
 
 pub mod assign;
+mod coded;
 mod coding;
 mod groups;
 pub mod kmeans;
@@ -35,5 +37,16 @@ fn check(stop: &AtomicBool) -> Result<(), Stopped> {
         Err(Stopped)
     } else {
         Ok(())
+    }
+}
+
+/// The cell's value, made if there is none. Of two made at once, the first stays.
+fn get_or_try_init<T, E>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
+    match cell.get() {
+        Some(value) => Ok(value),
+        None => {
+            let value = make()?;
+            Ok(cell.get_or_init(|| value))
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::groups::Groups;
 use super::spill::Neighbours;
 use super::subspace::VectorSpace;
 use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
-use super::Stopped;
+use super::{get_or_try_init, Stopped};
 use crate::metric::Metric;
 use crate::simd::kernels;
 
@@ -87,6 +87,15 @@ impl Router {
             grouped: OnceLock::new(),
             neighbours: OnceLock::new(),
         }
+    }
+
+    /// The same router with other radii.
+    ///
+    /// # Panics
+    /// When there are more or fewer of them.
+    pub fn with_radii(self, radii: Vec<f32>) -> Router {
+        assert_eq!(self.radii.len(), radii.len(), "one radius a centroid");
+        Router { radii, ..self }
     }
 
     /// The distance the buckets are searched by.
@@ -213,18 +222,40 @@ impl Router {
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn assign(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
-        let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
+        self.nearest(&self.space.project_rows(rows, stop)?, out, stop)
+    }
+
+    /// [`Router::assign`] and [`Router::spill`] at once.
+    ///
+    /// # Errors
+    /// [`Stopped`] when the flag went up.
+    pub fn assign_and_spill(
+        &self,
+        rows: &[f32],
+        first: &mut [u32],
+        second: &mut [u32],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let rows = self.space.project_rows(rows, stop)?;
+        self.nearest(&rows, first, stop)?;
+        let (centroids, dim) = self.points(stop)?;
+        self.neighbours(stop)?.spill(centroids, &rows, dim, first, second, stop)
+    }
+
+    /// Writes the bucket of each row, as it is compared, to `out`.
+    fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+        let (centroids, dim) = self.points(stop)?;
         let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
             let groups = self.groups(stop)?;
             let grouped = get_or_try_init(&self.grouped, || {
                 GroupedCentroids::new(centroids, dim, groups, stop)
             })?;
-            if grouped.nearest(&rows, packed, out, stop)? {
+            if grouped.nearest(rows, packed, out, stop)? {
                 return Ok(());
             }
         }
-        packed.nearest(&rows, out, stop)
+        packed.nearest(rows, out, stop)
     }
 
     /// Writes a second bucket for each row to `out`, of which `first` are the ones that
@@ -262,17 +293,6 @@ impl Router {
                     scored.map(|(c, radius)| -((k.inner_product)(query, c) + reach * radius)),
                 );
             }
-        }
-    }
-}
-
-/// The cell's value, made if there is none. Of two made at once, the first stays.
-fn get_or_try_init<T, E>(cell: &OnceLock<T>, make: impl FnOnce() -> Result<T, E>) -> Result<&T, E> {
-    match cell.get() {
-        Some(value) => Ok(value),
-        None => {
-            let value = make()?;
-            Ok(cell.get_or_init(|| value))
         }
     }
 }

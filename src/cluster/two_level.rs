@@ -11,6 +11,7 @@ use std::sync::atomic::AtomicBool;
 use rayon::prelude::*;
 
 use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
+use super::coded::CodedWorkspace;
 use super::groups::Groups;
 use super::kmeans::Members;
 use super::Stopped;
@@ -87,6 +88,7 @@ impl GroupedCentroids {
         let dim = self.groups.shift().len();
         let mut group = vec![0; (rows.len() / dim).min(out.len())];
         self.groups.nearest(rows, &mut group, stop)?;
+        let coded = self.members.coded(rows, stop)?;
         let order = Members::new(&group, self.groups.len()).into_rows();
         let mut found = group;
         found
@@ -96,15 +98,27 @@ impl GroupedCentroids {
                 let tiles = found.chunks_mut(TILE_ROWS).zip(order.chunks(TILE_ROWS));
                 for (found, order) in tiles {
                     let rows = order.iter().map(|&row| &rows[row as usize * dim..][..dim]);
-                    search.score_groups(&self.groups, rows);
+                    search.score_groups(&self.groups, rows.clone());
+                    if let Some(coded) = coded {
+                        search.coded.pack(rows, self.members.shift(), coded);
+                    }
                     for group in 0..self.groups.len() {
                         if search.nearest_margin(group) <= margin {
                             let panels = self.first_panel[group]..self.first_panel[group + 1];
-                            search.workspace.search(&self.members, panels, stop)?;
+                            match coded {
+                                Some(coded) => {
+                                    search.coded.search(&self.members, coded, panels, stop)?;
+                                }
+                                None => search.workspace.search(&self.members, panels, stop)?,
+                            }
                         }
                     }
                     for (i, found) in found.iter_mut().enumerate() {
-                        *found = self.layout[search.workspace.found(i) as usize];
+                        let place = match coded {
+                            Some(coded) => search.coded.found(&self.members, coded, i),
+                            None => search.workspace.found(i),
+                        };
+                        *found = self.layout[place as usize];
                     }
                 }
                 Ok(())
@@ -163,6 +177,7 @@ impl GroupedCentroids {
 #[derive(Default)]
 struct Search {
     workspace: Workspace,
+    coded: CodedWorkspace,
     rows: usize,
     /// For each panel of groups, the scores of each row.
     scores: Vec<[f32; TILE_COLS]>,

@@ -1,0 +1,300 @@
+//! The nearest centroid of many rows by products of short codes.
+//!
+//! A processor multiplies bytes several times as fast as floats. Rows and centroids, both less the
+//! centroids' mean, are rounded to multiples of a step, and the centroids whose scores then come as
+//! near to the least as rounding can be to blame for are compared once more as they are. Where
+//! centroids lie too close together for that, which a sample of the rows tells, nothing is coded.
+
+use std::ops::Range;
+use std::sync::atomic::AtomicBool;
+
+use super::assign::{least, PackedCentroids, TILE_LEN};
+use super::{check, Stopped};
+use crate::simd::{
+    kernels, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
+};
+
+/// Centroids below which codes save little.
+pub(super) const LEAST_CENTROIDS: usize = 256;
+
+/// Rows below which the sample would be much of the work.
+pub(super) const LEAST_ROWS: usize = 1024;
+
+/// Rows of the sample.
+pub(super) const SAMPLE_ROWS: usize = 256;
+
+/// The part of the sample that has to find its nearest centroid.
+pub(super) const LEAST_AGREED: f64 = 0.99;
+
+/// What stands for zero in a row's codes, which are not negative.
+const ZERO: u8 = 64;
+
+/// The largest absolutes of codes.
+const ROW_CODES: f32 = 63.0;
+const COL_CODES: f32 = 127.0;
+
+/// Standard deviations of the rounding that two scores may be apart by.
+const DEVIATIONS: f32 = 5.0;
+
+/// Codes of packed centroids.
+pub(super) struct CodedCentroids {
+    dim: usize,
+    /// The shifted centroids of all places, row-major.
+    rows: Vec<f32>,
+    /// Panels as [`CodedCols`] wants them.
+    codes: Vec<i8>,
+    starts: Vec<[i32; TILE_COLS]>,
+    /// What a code of a centroid stands for.
+    step: f32,
+    /// Root of the mean squared length.
+    length: f32,
+}
+
+impl CodedCentroids {
+    /// Codes the centroids; none where they are not numbers.
+    pub fn new(packed: &PackedCentroids, stop: &AtomicBool) -> Result<Option<Self>, Stopped> {
+        let dim = packed.dim();
+        let places = packed.panels() * TILE_COLS;
+        let mut rows = vec![0.0; places * dim];
+        let (mut widest, mut are_finite) = (0.0f32, true);
+        for panel in 0..packed.panels() {
+            check(stop)?;
+            let out = &mut rows[panel * TILE_COLS * dim..][..TILE_COLS * dim];
+            for (j, step) in packed.panel(panel).chunks_exact(TILE_COLS).enumerate() {
+                for (col, x) in step.iter().enumerate() {
+                    out[col * dim + j] = *x;
+                    widest = widest.max(x.abs());
+                    are_finite &= x.is_finite();
+                }
+            }
+        }
+        if !are_finite {
+            return Ok(None);
+        }
+        let step = if widest > 0.0 { widest / COL_CODES } else { 1.0 };
+        let groups = dim.div_ceil(CODE_GROUP);
+        let mut codes = vec![0i8; places * groups * CODE_GROUP];
+        let mut starts = vec![[0i32; TILE_COLS]; packed.panels()];
+        let mut squares = 0.0f64;
+        for (place, row) in rows.chunks_exact(dim.max(1)).enumerate() {
+            check(stop)?;
+            let (panel, col) = (place / TILE_COLS, place % TILE_COLS);
+            let panel_codes = &mut codes[panel * groups * TILE_COLS * CODE_GROUP..];
+            let mut sum = 0;
+            for (j, x) in row.iter().enumerate() {
+                let code = (x / step).round_ties_even() as i8;
+                sum += i32::from(code);
+                panel_codes[(j / CODE_GROUP * TILE_COLS + col) * CODE_GROUP + j % CODE_GROUP] =
+                    code;
+            }
+            starts[panel][col] = -i32::from(ZERO) * sum;
+            squares += row.iter().map(|x| f64::from(x * x)).sum::<f64>();
+        }
+        let length = (squares / packed.len().max(1) as f64).sqrt() as f32;
+        Ok(Some(CodedCentroids { dim, rows, codes, starts, step, length }))
+    }
+
+    fn panel<'a>(&'a self, packed: &'a PackedCentroids, panel: usize) -> CodedCols<'a> {
+        let len = self.codes.len() / self.starts.len();
+        CodedCols {
+            codes: &self.codes[panel * len..][..len],
+            starts: &self.starts[panel],
+            norms: packed.norms(panel),
+        }
+    }
+
+    fn row(&self, place: u32) -> &[f32] {
+        &self.rows[place as usize * self.dim..][..self.dim]
+    }
+}
+
+/// What one thread needs for a block of rows.
+#[derive(Default)]
+pub(super) struct CodedWorkspace {
+    /// The shifted rows, row-major.
+    rows: Vec<f32>,
+    /// Tiles as [`CodedRows`] wants them.
+    codes: Vec<u8>,
+    scales: Vec<[f32; TILE_ROWS]>,
+    /// What the scores of a row may be off by.
+    margins: Vec<f32>,
+    best: Vec<Tile>,
+    best_panel: Vec<TilePanels>,
+}
+
+impl CodedWorkspace {
+    /// Codes the rows, and forgets earlier ones.
+    pub fn pack<'a>(
+        &mut self,
+        rows: impl ExactSizeIterator<Item = &'a [f32]>,
+        shift: &[f32],
+        coded: &CodedCentroids,
+    ) {
+        let dim = coded.dim;
+        let tiles = rows.len().div_ceil(TILE_ROWS);
+        let tile_codes = dim.div_ceil(CODE_GROUP) * TILE_ROWS * CODE_GROUP;
+        self.rows.clear();
+        self.margins.clear();
+        self.codes.clear();
+        self.codes.resize(tiles * tile_codes, ZERO);
+        self.scales.clear();
+        self.scales.resize(tiles, [0.0; TILE_ROWS]);
+        for (i, row) in rows.enumerate() {
+            let start = self.rows.len();
+            self.rows.extend(row.iter().zip(shift).map(|(x, shift)| x - shift));
+            let shifted = &self.rows[start..];
+            let widest = shifted.iter().fold(0.0f32, |widest, x| widest.max(x.abs()));
+            // A row that is not of numbers finds any centroid.
+            let step = if widest.is_finite() { widest / ROW_CODES } else { 0.0 };
+            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+            let length = (kernels().inner_product)(shifted, shifted).sqrt();
+            let tile = &mut self.codes[i / TILE_ROWS * tile_codes..][..tile_codes];
+            let (groups, _) = tile.as_chunks_mut::<{ TILE_ROWS * CODE_GROUP }>();
+            let place = i % TILE_ROWS * CODE_GROUP;
+            for (group, values) in groups.iter_mut().zip(shifted.chunks(CODE_GROUP)) {
+                for (code, x) in group[place..].iter_mut().zip(values) {
+                    *code = (x * inverse + f32::from(ZERO)).round_ties_even() as u8;
+                }
+            }
+            self.scales[i / TILE_ROWS][i % TILE_ROWS] = 2.0 * step * coded.step;
+            // A component is off by a twelfth of a squared step in the mean, and counts as much as
+            // the other side's is long.
+            let of_row = step * step * coded.length * coded.length;
+            let of_centroid = coded.step * coded.step * length * length;
+            self.margins.push(DEVIATIONS * 2.0 * ((of_row + of_centroid) / 12.0).sqrt());
+        }
+        self.best.clear();
+        self.best.resize(tiles, [f32::INFINITY; TILE_LEN]);
+        self.best_panel.clear();
+        self.best_panel.resize(tiles, [0; TILE_LEN]);
+    }
+
+    /// Looks for nearer centroids in the panels of that range.
+    pub fn search(
+        &mut self,
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        panels: Range<usize>,
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let k = kernels();
+        let tile_codes = self.codes.len() / self.scales.len().max(1);
+        for panel in panels {
+            check(stop)?;
+            let cols = coded.panel(packed, panel);
+            let found = self.best.iter_mut().zip(&mut self.best_panel);
+            for ((tile, scales), (best, best_panel)) in self.scales.iter().enumerate().zip(found) {
+                let codes = &self.codes[tile * tile_codes..][..tile_codes];
+                let rows = CodedRows { codes, scales };
+                (k.tile_nearest_coded)(rows, cols, panel as u32, best, best_panel);
+            }
+        }
+        Ok(())
+    }
+
+    /// The place in the layout of the nearest centroid found for the i-th packed row.
+    pub fn found(&self, packed: &PackedCentroids, coded: &CodedCentroids, i: usize) -> u32 {
+        let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
+        let mut scores: [f32; TILE_COLS] = std::array::from_fn(|col| self.best[tile][row + col]);
+        let panels = &self.best_panel[tile][row..row + TILE_COLS];
+        let high = scores.iter().copied().fold(f32::INFINITY, f32::min) + self.margins[i];
+        let shifted = &self.rows[i * coded.dim..][..coded.dim];
+        for (col, (score, panel)) in scores.iter_mut().zip(panels).enumerate() {
+            *score = if *score <= high {
+                let place = panel * TILE_COLS as u32 + col as u32;
+                let product = (kernels().inner_product)(shifted, coded.row(place));
+                packed.norms(*panel as usize)[col] - 2.0 * product
+            } else {
+                f32::INFINITY
+            };
+        }
+        least(&scores, panels)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    /// Rows about as many centres, which lie apart by `apart` times what a row does from its own.
+    fn rows(rng: &mut SmallRng, count: usize, dim: usize, centres: usize, apart: f32) -> Vec<f32> {
+        let centres: Vec<f32> =
+            (0..centres * dim).map(|_| rng.random_range(-apart..apart)).collect();
+        let places = centres.len() / dim;
+        let of = |nth: usize| &centres[nth % places * dim..][..dim];
+        let mut all = Vec::new();
+        for nth in 0..count {
+            all.extend(of(nth).iter().map(|x| 100.0 + x + rng.random_range(-1.0f32..1.0)));
+        }
+        all
+    }
+
+    #[test]
+    fn nearly_all_rows_find_the_nearest() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for dim in [24, 31, 128, 770] {
+            for centres in [1, 40] {
+                let rows = rows(&mut rng, 3000, dim, centres, 2.0);
+                let (centroids, rows) = rows.split_at(500 * dim);
+                let packed = PackedCentroids::new(centroids, dim, &STOP).unwrap();
+                let coded = packed.coded(rows, &STOP).unwrap();
+                assert!(coded.is_some(), "{dim} dimensions, {centres} centres");
+                let mut found = vec![0; 2500];
+                packed.nearest(rows, &mut found, &STOP).unwrap();
+                let mut same = 0;
+                for (row, place) in rows.chunks_exact(dim).zip(&found) {
+                    let distance = |centroid| (kernels().l2_squared)(row, centroid);
+                    let all: Vec<f32> = centroids.chunks_exact(dim).map(distance).collect();
+                    let least = all.iter().copied().fold(f32::INFINITY, f32::min);
+                    assert!(all[*place as usize] <= least * 1.1, "not nearly as near");
+                    same += usize::from(all[*place as usize] == least);
+                }
+                assert!(same >= 2475, "{dim} dimensions, {centres} centres: {same}");
+            }
+        }
+    }
+
+    #[test]
+    fn centroids_too_close_together_are_not_told_apart_by_codes() {
+        let mut rng = SmallRng::seed_from_u64(2);
+        for dim in [2, 16] {
+            let rows = rows(&mut rng, 4000, dim, 5, 2000.0);
+            let packed = PackedCentroids::new(&rows[..1000 * dim], dim, &STOP).unwrap();
+            assert!(packed.coded(&rows[1000 * dim..], &STOP).unwrap().is_none(), "{dim}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_has_no_codes_and_finds_any_centroid() {
+        let mut rng = SmallRng::seed_from_u64(3);
+        let mut rows = rows(&mut rng, 2000, 8, 1, 2.0);
+        let packed = PackedCentroids::new(&rows[..300 * 8], 8, &STOP).unwrap();
+        for (nth, x) in [f32::NAN, f32::INFINITY, 3e38, f32::MIN].into_iter().enumerate() {
+            rows[8 * (400 + nth)] = x;
+        }
+        let mut found = vec![u32::MAX; 2000];
+        assert!(packed.coded(&rows, &STOP).unwrap().is_some());
+        packed.nearest(&rows, &mut found, &STOP).unwrap();
+        assert!(found.iter().all(|place| *place < 300));
+        assert_eq!(found[..300], (0..300).collect::<Vec<u32>>());
+        rows[80] = f32::NAN;
+        let packed = PackedCentroids::new(&rows[..300 * 8], 8, &STOP).unwrap();
+        assert!(packed.coded(&rows, &STOP).unwrap().is_none());
+        packed.nearest(&rows, &mut found, &STOP).unwrap();
+        assert!(found.iter().all(|place| *place < 300));
+    }
+
+    #[test]
+    fn a_raised_flag_stops_the_search() {
+        let mut rng = SmallRng::seed_from_u64(4);
+        let rows = rows(&mut rng, 2000, 8, 1, 2.0);
+        let packed = PackedCentroids::new(&rows[..300 * 8], 8, &STOP).unwrap();
+        assert!(packed.coded(&rows, &STOP).unwrap().is_some());
+        let stop = AtomicBool::new(true);
+        assert_eq!(packed.nearest(&rows, &mut [0; 2000], &stop), Err(Stopped));
+    }
+}
