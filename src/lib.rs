@@ -21,6 +21,7 @@
 
 #![warn(missing_docs)]
 
+mod allocator;
 pub mod arena;
 pub mod cluster;
 pub mod graph;
@@ -48,8 +49,8 @@ mod vector;
 #[::pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     hide_backtraces();
-    janitor::background::initialize();
     memtable::define_settings();
+    janitor::background::initialize();
     am::define_settings();
     am::spare_junk();
     janitor::watch_drops();
