@@ -1,12 +1,14 @@
 //! The router as a column of pages, and its training.
 
 use super::crew::Crew;
-use super::rows::RowStore;
+use super::rows::{RowStore, Sample};
 use crate::cluster::{self, kmeans, Router, Stopped, Trained, VectorSpace};
 use crate::metric::Metric;
 use crate::page::{Column, Fault, Index, Read, RouterRef};
 use crate::quant::{self, Projection, Subspace};
 use crate::search::Trial;
+use crate::simd::kernels;
+use rayon::prelude::*;
 use std::mem::size_of;
 
 /// Rows a bucket is meant to have at least: finer buckets are looked into for their own sake.
@@ -32,13 +34,14 @@ const TRIAL_WORK: usize = 40_000_000_000;
 pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Trained, Trial) {
     let rows = store.len() as u64;
     let wanted = buckets_for(rows);
-    let mut sample = store.sample(wanted * SAMPLES_PER_BUCKET);
     let queries = (TRIAL_WORK / (store.len() * dims).max(1))
         .clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES)
-        .min(sample.len() / dims / 8);
+        .min(store.len() / 8);
     // One bucket needs no trial: it is looked at whole.
     let queries = if wanted == 1 { 0 } else { queries };
-    let trial = Trial::new(metric, dims, take_apart(&mut sample, dims, queries));
+    // What a router is tried with is not what it was trained on.
+    let Sample { rows: sample, apart } = store.sample(wanted * SAMPLES_PER_BUCKET, queries);
+    let trial = Trial::new(metric, dims, apart);
     let clusters = wanted.min(sample.len() / dims / FEWEST_SAMPLES_PER_BUCKET).max(1);
     let params = kmeans::Params {
         clusters,
@@ -47,8 +50,9 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
         spherical: metric == Metric::Cosine,
     };
     let trained = crew.run(move |stop| {
-        if metric == Metric::Cosine {
-            quant::normalize_rows(dims, &mut sample);
+        let mut sample = sample;
+        if metric == Metric::Cosine && !are_unit(dims, &sample) {
+            quant::normalize_rows(dims, sample.to_mut());
         }
         cluster::train(&sample, metric, dims, &params, stop)
     });
@@ -58,24 +62,11 @@ pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> 
     (trained.unwrap_or_else(nothing), trial)
 }
 
-/// Takes `count` rows out of a sample, evenly: what a router is tried with is not what it was
-/// trained on.
-fn take_apart(sample: &mut Vec<f32>, dims: usize, count: usize) -> Vec<f32> {
-    let rows = sample.len() / dims;
-    let step = rows / count.max(1);
-    let mut taken = Vec::with_capacity(count * dims);
-    let mut kept = 0;
-    for row in 0..rows {
-        let span = row * dims..(row + 1) * dims;
-        if count > 0 && row % step == 0 && taken.len() < count * dims {
-            taken.extend_from_slice(&sample[span]);
-        } else {
-            sample.copy_within(span, kept * dims);
-            kept += 1;
-        }
-    }
-    sample.truncate(kept * dims);
-    taken
+/// Whether all rows are of length one, as far as training is concerned.
+fn are_unit(dims: usize, rows: &[f32]) -> bool {
+    const TOLERANCE: f32 = 1e-4;
+    let squared = |row: &[f32]| (kernels().inner_product)(row, row);
+    rows.par_chunks(dims).all(|row| (squared(row) - 1.0).abs() <= TOLERANCE)
 }
 
 /// How many buckets so many rows are to have.

@@ -4,6 +4,7 @@ use super::temp_file::TempFile;
 use crate::page::Tid;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
+use std::borrow::Cow;
 use std::mem::size_of;
 
 /// Rows with their TIDs, kept in the order they came.
@@ -17,6 +18,14 @@ pub struct RowStore {
     file: Option<TempFile>,
     /// Of all rows, once there is a file.
     sample: Reservoir,
+}
+
+/// Some rows of a store, as row-major vectors.
+pub struct Sample<'s> {
+    /// As many as were asked for.
+    pub rows: Cow<'s, [f32]>,
+    /// Others.
+    pub apart: Vec<f32>,
 }
 
 /// A fair sample of rows that passed by.
@@ -88,24 +97,39 @@ impl RowStore {
         self.budget
     }
 
-    /// At most `rows` rows, each as likely as any other.
-    pub fn sample(&mut self, rows: usize) -> Vec<f32> {
-        match self.file {
-            Some(_) => {
-                let rows = rows * self.dims;
-                let mut sample = std::mem::take(&mut self.sample.vectors);
-                sample.truncate(rows);
-                sample
-            }
-            None => {
-                let mut rng = SmallRng::seed_from_u64(1);
-                let amount = rows.min(self.len());
-                let mut picks = rand::seq::index::sample(&mut rng, self.len(), amount).into_vec();
-                picks.sort_unstable();
-                let row = |nth: usize| &self.vectors[nth * self.dims..(nth + 1) * self.dims];
-                picks.into_iter().flat_map(row).copied().collect()
+    /// At most `rows` rows, each as likely as any other, and `apart` others where there are enough.
+    /// The others go to the end of the store, if it is in memory.
+    pub fn sample(&mut self, rows: usize, apart: usize) -> Sample<'_> {
+        let dims = self.dims;
+        if self.file.is_some() {
+            let mut sample = std::mem::take(&mut self.sample.vectors);
+            sample.truncate(rows.saturating_add(apart).saturating_mul(dims));
+            let apart = apart.min(sample.len() / dims);
+            let others = sample.split_off(sample.len() - apart * dims);
+            return Sample { rows: Cow::Owned(sample), apart: others };
+        }
+        let mut rng = SmallRng::seed_from_u64(1);
+        let apart = apart.min(self.len());
+        let left = self.len() - apart;
+        for place in left..self.len() {
+            let pick = rng.random_range(0..=place);
+            self.tids.swap(pick, place);
+            let (before, from) = self.vectors.split_at_mut(place * dims);
+            if let Some(picked) = before.get_mut(pick * dims..(pick + 1) * dims) {
+                picked.swap_with_slice(&mut from[..dims]);
             }
         }
+        let (vectors, others) = self.vectors.split_at(left * dims);
+        let others = others.to_vec();
+        if rows >= left {
+            return Sample { rows: Cow::Borrowed(vectors), apart: others };
+        }
+        let mut picks = rand::seq::index::sample(&mut rng, left, rows).into_vec();
+        picks.sort_unstable();
+        let row = |nth: usize| &vectors[nth * dims..(nth + 1) * dims];
+        let mut picked = Vec::with_capacity(rows * dims);
+        picks.into_iter().for_each(|nth| picked.extend_from_slice(row(nth)));
+        Sample { rows: Cow::Owned(picked), apart: others }
     }
 
     /// Calls `block` with successive runs of vectors, in order, and the number of the first.

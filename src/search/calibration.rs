@@ -18,6 +18,11 @@ pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
 /// Neighbours looked for, for each query.
 const NEIGHBOURS: usize = 10;
 
+/// Queries that a task compares with the same rows while these are in its core's cache, and the
+/// bytes of these.
+const TASK_QUERIES: usize = 8;
+const BLOCK_BYTES: usize = 256 << 10;
+
 /// Queries are rows of the table; those that users ask with fall less well into its buckets.
 const MARGIN: f64 = 1.3;
 
@@ -60,15 +65,15 @@ pub struct Trial {
     dims: usize,
     queries: Vec<f32>,
     /// For each query its nearest rows so far, nearest first.
-    nearest: Vec<Vec<Neighbour>>,
+    nearest: Vec<Vec<Neighbour<Vec<f32>>>>,
 }
 
 /// A row near to a query.
-struct Neighbour {
+struct Neighbour<V> {
     rank: f64,
     /// Its number.
     row: usize,
-    vector: Vec<f32>,
+    vector: V,
 }
 
 impl Trial {
@@ -90,23 +95,20 @@ impl Trial {
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let (metric, dims) = (self.metric, self.dims);
-        let queries = self.queries.par_chunks(dims);
-        queries.zip(&mut self.nearest).try_for_each(|(query, nearest)| {
-            if stop.load(Ordering::Relaxed) {
-                return Err(Stopped);
-            }
-            for (vector, row) in vectors.chunks_exact(dims).zip(first..) {
-                let rank = metric.rank(query, vector);
-                let full = nearest.len() == NEIGHBOURS;
-                if full && nearest.last().is_some_and(|worst| rank >= worst.rank) {
-                    continue;
+        let block_rows = (BLOCK_BYTES / (dims * size_of::<f32>())).max(1);
+        let queries = self.queries.par_chunks(TASK_QUERIES * dims);
+        queries.zip(self.nearest.par_chunks_mut(TASK_QUERIES)).try_for_each(|(queries, nearest)| {
+            for (nth, block) in vectors.chunks(block_rows * dims).enumerate() {
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Stopped);
                 }
-                if rank.is_nan() || vector == query {
-                    continue;
+                let first = first + nth * block_rows;
+                for (query, nearest) in queries.chunks_exact(dims).zip(&mut *nearest) {
+                    for (vector, row) in block.chunks_exact(dims).zip(first..) {
+                        let rank = metric.rank(query, vector);
+                        offer(nearest, query, Neighbour { rank, row, vector });
+                    }
                 }
-                let place = nearest.partition_point(|better| better.rank <= rank);
-                nearest.insert(place, Neighbour { rank, row, vector: vector.to_vec() });
-                nearest.truncate(NEIGHBOURS);
             }
             Ok(())
         })
@@ -156,6 +158,20 @@ impl Trial {
             (probes as f64 * MARGIN / total).min(1.0) as f32
         })))
     }
+}
+
+/// Puts a row in its place among those nearest to a query, unless enough are nearer.
+fn offer(nearest: &mut Vec<Neighbour<Vec<f32>>>, query: &[f32], row: Neighbour<&[f32]>) {
+    let is_full = nearest.len() == NEIGHBOURS;
+    if is_full && nearest.last().is_some_and(|worst| row.rank >= worst.rank) {
+        return;
+    }
+    if row.rank.is_nan() || row.vector == query {
+        return;
+    }
+    let place = nearest.partition_point(|better| better.rank <= row.rank);
+    nearest.insert(place, Neighbour { rank: row.rank, row: row.row, vector: row.vector.to_vec() });
+    nearest.truncate(NEIGHBOURS);
 }
 
 /// For each of the `wanted` pairs of buckets, how many have been probed when one of them has.

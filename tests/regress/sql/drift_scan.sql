@@ -49,7 +49,8 @@ COMMIT;
 EXPLAIN (COSTS OFF) SELECT q.id, n.id FROM (VALUES (1, '[10,0]'::vector), (2, '[500,0]'), (3, NULL)) q (id, e),
 	LATERAL (SELECT t.id FROM t ORDER BY t.e <-> q.e LIMIT 2) n;
 SELECT q.id, n.id FROM (VALUES (1, '[10,0]'::vector), (2, '[500,0]')) q (id, e),
-	LATERAL (SELECT t.id FROM t ORDER BY t.e <-> q.e LIMIT 2) n;
+	LATERAL (SELECT t.id FROM t ORDER BY t.e <-> q.e LIMIT 2) n
+	ORDER BY q.id, n.id;
 
 -- a snapshot keeps seeing what was deleted after it
 BEGIN ISOLATION LEVEL REPEATABLE READ;
