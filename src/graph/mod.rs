@@ -11,7 +11,8 @@
 //! A search walks the graph over the linked rows ([`Graph::search`]) and looks at each row of the
 //! unlinked tail: at its sign code ([`Graph::sign_bounds`]), at the int8 codes of those that may be
 //! near then ([`Graph::bounds`]), and at the vectors of those that still may ([`Graph::rank_of`]);
-//! or at once at all vectors ([`Graph::scan`]).
+//! or at once at all vectors ([`Graph::scan`]). Rows have codes from [`Graph::encode`] on: where
+//! nobody searches, nobody need make any.
 //!
 //! ```text
 //! a chunk: | vectors     | links     | upper    | labels   | factors  | codes         | u32 words
@@ -35,7 +36,7 @@
 //!
 //! # Who may do what at the same time
 //!
-//! Any number of searches, one that puts and one that links. Words that change while others read
+//! Any number of searches, one that puts or encodes and one that links. Words that change while others read
 //! are atomics; a vector never changes once its row is published.
 
 mod level;
@@ -49,6 +50,11 @@ mod tests;
 pub use region::{Graph, Header, Region, Shape};
 pub use search::{effort, Bounding, Hit, Scratch};
 pub use signs::Signed;
+
+use crate::simd::SIGN_BLOCK;
+
+/// Neighbouring rows that get their codes together.
+pub const CODED_BLOCK: u32 = SIGN_BLOCK as u32;
 
 /// Links of a row on level 0, at most.
 const BASE_LINKS: usize = 32;

@@ -2,7 +2,7 @@
 
 use super::level::upper_place;
 use super::signs::SignShape;
-use super::{Corrupt, BASE_LINKS, UPPER_LINKS};
+use super::{Corrupt, BASE_LINKS, CODED_BLOCK, UPPER_LINKS};
 use crate::metric::Metric;
 use crate::quant::{self, Factors};
 use crate::simd;
@@ -44,6 +44,8 @@ pub struct Header {
     len: AtomicU32,
     /// Rows, from the first on, that are linked.
     linked: AtomicU32,
+    /// Rows, from the first on, that have codes: whole blocks of them.
+    coded: AtomicU32,
 }
 
 impl Header {
@@ -57,6 +59,7 @@ impl Header {
     /// No rows. Nobody else uses the graph at this moment.
     pub fn clear(&self) {
         self.linked.store(0, Ordering::Relaxed);
+        self.coded.store(0, Ordering::Relaxed);
         self.len.store(0, Ordering::Release);
     }
 }
@@ -165,6 +168,26 @@ impl<'a, R: Region> Graph<'a, R> {
         self.header.counts().1
     }
 
+    /// Rows, from the first on, that have codes; not more than are published.
+    pub fn coded(&self) -> u32 {
+        self.header.coded.load(Ordering::Acquire).min(self.len())
+    }
+
+    /// Gives codes to the next published rows, at most `blocks` whole blocks of them. One writer at
+    /// a time.
+    ///
+    /// # Errors
+    /// [`Corrupt`] if the memory is not what this code has written.
+    pub fn encode(&self, blocks: u32) -> Result<(), Corrupt> {
+        let first = self.coded() / CODED_BLOCK;
+        let end = (self.len() / CODED_BLOCK).min(first.saturating_add(blocks));
+        for block in first..end {
+            self.put_block(block)?;
+            self.header.coded.store((block + 1) * CODED_BLOCK, Ordering::Release);
+        }
+        Ok(())
+    }
+
     pub(super) fn set_linked(&self, linked: u32) {
         self.header.linked.store(linked, Ordering::Release);
     }
@@ -190,40 +213,32 @@ impl<'a, R: Region> Graph<'a, R> {
         for (word, component) in words.iter().zip(vector) {
             word.store(component.to_bits(), Ordering::Relaxed);
         }
-        self.put_codes(chunk, at, vector)?;
         label_words[0].store(label as u32, Ordering::Relaxed);
         let high = (label >> 32) as u32 & !PRESENT;
         label_words[1].store(high | PRESENT, Ordering::Release);
         self.publish()
     }
 
-    /// Writes the codes of a row, taken about zero: there are no buckets here.
-    fn put_codes(&self, chunk: &[AtomicU32], at: usize, vector: &[f32]) -> Result<(), Corrupt> {
-        let mut codes = vec![0u32; self.shape.code_words()];
-        let zero = vec![0.0; vector.len()];
-        let bytes = bytemuck::cast_slice_mut(&mut codes);
-        let factors = quant::encode(self.metric, vector, &zero, 0.0, &mut Vec::new(), bytes);
+    /// Writes the int8 codes of a row.
+    pub(super) fn put_codes(
+        &self,
+        row: u32,
+        factors: Factors,
+        codes: &[i8],
+    ) -> Result<(), Corrupt> {
+        let (chunk, at) = self.place(row)?;
         let factors: [u32; FACTOR_WORDS] = bytemuck::cast(factors);
-        let store = |start: usize, values: &[u32]| {
-            let start = start + at * values.len();
-            let words = chunk.get(start..start + values.len()).ok_or(Corrupt)?;
-            for (word, value) in words.iter().zip(values) {
-                word.store(*value, Ordering::Relaxed);
-            }
-            Ok(())
-        };
-        store(self.shape.factors_start(), &factors)?;
-        store(self.shape.codes_start(), &codes)
+        put_words(chunk, self.shape.factors_start() + at * FACTOR_WORDS, &factors)?;
+        let codes = bytemuck::cast_slice::<i8, u32>(codes);
+        put_words(chunk, self.shape.codes_start() + at * codes.len(), codes)
     }
 
     /// Moves the end of the published rows past all that are present.
     fn publish(&self) -> Result<(), Corrupt> {
-        let before = self.len();
-        let mut len = before;
+        let mut len = self.len();
         while len < u32::MAX && self.is_present(len) {
             len += 1;
         }
-        self.put_signs(before, len)?;
         self.header.len.store(len, Ordering::Release);
         Ok(())
     }
@@ -278,7 +293,7 @@ impl<'a, R: Region> Graph<'a, R> {
         Ok(())
     }
 
-    /// The codes of neighbouring published rows with their factors, [`quant::stride`] bytes a row,
+    /// The int8 codes of neighbouring rows that have codes with their factors, [`quant::stride`] bytes a row,
     /// each run with the number of its first.
     ///
     /// # Errors
@@ -359,6 +374,13 @@ impl<'a, R: Region> Graph<'a, R> {
             _ => Err(Corrupt),
         }
     }
+}
+
+/// Writes words of a chunk.
+fn put_words(chunk: &[AtomicU32], start: usize, values: &[u32]) -> Result<(), Corrupt> {
+    let words = chunk.get(start..start + values.len()).ok_or(Corrupt)?;
+    words.iter().zip(values).for_each(|(word, value)| word.store(*value, Ordering::Relaxed));
+    Ok(())
 }
 
 /// Words that nobody changes any more, as the numbers they are.

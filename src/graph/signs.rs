@@ -1,25 +1,31 @@
-//! Sign codes of the rows that are not linked.
+//! Codes of rows, made a block of neighbouring ones at a time.
 //!
-//! Neighbouring rows share a block ([`crate::simd::SIGN_BLOCK`]), which is encoded when its last
-//! row is published, and stands in the chunk that has this row. The rows of a chunk's blocks are
-//! taken relative to the mean of the first of these blocks, the chunk's centre. Rows behind the
-//! last whole block have no sign codes yet.
+//! A row has int8 codes, taken about zero: there are no buckets here. Those of a block
+//! ([`CODED_BLOCK`]) share sign codes too, which stand in the chunk that has the last of them. The
+//! rows of a chunk's blocks are taken relative to the mean of the first of these blocks, the
+//! chunk's centre.
 
 use super::region::{as_words, Graph, Region, Shape};
-use super::Corrupt;
+use super::{Corrupt, CODED_BLOCK};
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
-use crate::quant::{self, Rotation};
+use crate::quant::{self, Factors, Rotation};
 use crate::simd::{kernels, SignRows, SIGN_BLOCK};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const BLOCK: u32 = SIGN_BLOCK as u32;
 /// Words of the columns of a block.
 const COLUMN_WORDS: usize = 3 * SIGN_BLOCK;
 /// Standard deviations between a row's estimate and its bound.
 const DEVIATIONS: f32 = 2.0;
+/// Bits of a component: far from any centroid, one says too little.
+const BITS: usize = 2;
+
+/// How rotated rows become bits.
+fn coding(padded: usize) -> Coding {
+    Coding { bits: BITS, ..Coding::signs(padded) }
+}
 
 /// The words of a chunk that sign codes take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,7 +51,7 @@ impl SignShape {
 
     /// A block's words: its codes, and behind them the columns `add`, `scale` and `error`.
     fn block_words(&self) -> usize {
-        sign::block_bytes(self.padded) / size_of::<u32>() + COLUMN_WORDS
+        sign::block_bytes(self.padded * BITS) / size_of::<u32>() + COLUMN_WORDS
     }
 
     /// Words of the centre and all blocks.
@@ -62,8 +68,10 @@ struct Encoder {
     metric: Metric,
     rotation: Rotation,
     rotated: Vec<f32>,
+    /// As many zeroes as a vector has components, and as a rotated one has.
+    zeroes: Vec<f32>,
     residual: Vec<f64>,
-    unused: Vec<i8>,
+    codes: Vec<i8>,
 }
 
 thread_local! {
@@ -88,8 +96,9 @@ impl Encoder {
             metric,
             rotation,
             rotated: vec![0.0; SIGN_BLOCK * padded],
+            zeroes: vec![0.0; padded.max(dims)],
             residual: Vec::new(),
-            unused: vec![0; quant::stride(padded)],
+            codes: vec![0; quant::stride(dims)],
         }
     }
 
@@ -122,20 +131,27 @@ impl Encoder {
         sums
     }
 
+    /// The int8 codes of a row.
+    fn int8(&mut self, vector: &[f32]) -> (Factors, &[i8]) {
+        let (zero, residual) = (&self.zeroes[..vector.len()], &mut self.residual);
+        let factors = quant::encode(self.metric, vector, zero, 0.0, residual, &mut self.codes);
+        (factors, &self.codes)
+    }
+
     /// The words of a block of the rotated rows about a centre.
-    fn encode(&mut self, centre: &[f32], words: &mut [u32]) {
+    fn signs(&self, centre: &[f32], words: &mut [u32]) {
         let padded = self.rotation.padded();
-        let middle = vec![0.0; padded];
+        let middle = &self.zeroes[..padded];
+        let mut residual = vec![0.0; padded];
         let (codes, columns) = words.split_at_mut(words.len() - COLUMN_WORDS);
         let codes: &mut [u8] = bytemuck::cast_slice_mut(codes);
         let columns: &mut [f32] = bytemuck::cast_slice_mut(columns);
         for (place, row) in self.rotated.chunks_exact(padded).enumerate() {
-            let (metric, residual) = (self.metric, &mut self.residual);
-            quant::encode(metric, row, centre, 0.0, residual, &mut self.unused);
-            let residual: Vec<f32> = residual.iter().map(|r| *r as f32).collect();
-            let row =
-                sign::Row { residual: &residual, centroid: centre, middle: &middle, beyond: 0.0 };
-            let factors = sign::encode(metric, &Coding::signs(padded), &row, codes, place);
+            for (r, (x, c)) in residual.iter_mut().zip(row.iter().zip(centre)) {
+                *r = x - c;
+            }
+            let row = sign::Row { residual: &residual, centroid: centre, middle, beyond: 0.0 };
+            let factors = sign::encode(self.metric, &coding(padded), &row, codes, place);
             columns[place] = factors.add;
             columns[SIGN_BLOCK + place] = factors.scale;
             columns[2 * SIGN_BLOCK + place] = factors.error;
@@ -157,7 +173,7 @@ impl Signed {
             let padded = encoder.rotation.padded();
             let rotated = &encoder.rotated[..padded];
             let length = (kernels().inner_product)(rotated, rotated).sqrt();
-            let (coding, middle) = (Coding::signs(padded), vec![0.0; padded]);
+            let (coding, middle) = (coding(padded), vec![0.0; padded]);
             Some(Signed(sign::Query::new(metric, &coding, rotated, 0.0, length, &middle)))
         })
     }
@@ -166,8 +182,9 @@ impl Signed {
 impl Shape {
     /// The chunk that has a block, and the block's place among those of the chunk.
     fn place_of_block(&self, block: u32) -> (u32, usize) {
-        let chunk = self.chunk_of(block * BLOCK + (BLOCK - 1));
-        let first = (chunk * self.rows_per_chunk()).saturating_sub(BLOCK - 1).div_ceil(BLOCK);
+        let chunk = self.chunk_of(block * CODED_BLOCK + (CODED_BLOCK - 1));
+        let first =
+            (chunk * self.rows_per_chunk()).saturating_sub(CODED_BLOCK - 1).div_ceil(CODED_BLOCK);
         (chunk, (block - first) as usize)
     }
 }
@@ -188,36 +205,36 @@ impl<R: Region> Graph<'_, R> {
         Ok((centre, block))
     }
 
-    /// Encodes the blocks whose rows are all there, of those that were not before there were `len`
-    /// rows. They are to be published after that.
-    pub(super) fn put_signs(&self, before: u32, len: u32) -> Result<(), Corrupt> {
-        if !self.has_signs() {
-            return Ok(());
-        }
-        (before / BLOCK..len / BLOCK).try_for_each(|block| self.put_block(block))
-    }
-
-    fn put_block(&self, block: u32) -> Result<(), Corrupt> {
-        let (chunk, nth) = self.shape.place_of_block(block);
-        let (centre, words) = self.sign_words(chunk, nth)?;
+    /// Writes the codes of a block of rows that are all published.
+    pub(super) fn put_block(&self, block: u32) -> Result<(), Corrupt> {
+        let rows = block * CODED_BLOCK..(block + 1) * CODED_BLOCK;
         with_encoder(self.metric, self.shape.dims, |encoder| {
-            for place in 0..BLOCK {
-                encoder.rotate(place as usize, self.vector(block * BLOCK + place)?);
+            for row in rows.clone() {
+                let (factors, codes) = encoder.int8(self.vector(row)?);
+                self.put_codes(row, factors, codes)?;
+            }
+            if !self.has_signs() {
+                return Ok(());
+            }
+            let (chunk, nth) = self.shape.place_of_block(block);
+            let (centre, words) = self.sign_words(chunk, nth)?;
+            for (place, row) in rows.enumerate() {
+                encoder.rotate(place, self.vector(row)?);
             }
             if nth == 0 {
                 store(centre, bytemuck::cast_slice(&encoder.mean()));
             }
             let mut encoded = vec![0u32; words.len()];
-            encoder.encode(bytemuck::cast_slice(as_words(centre)), &mut encoded);
+            encoder.signs(bytemuck::cast_slice(as_words(centre)), &mut encoded);
             store(words, &encoded);
             Ok(())
         })
     }
 
-    /// The rows of whole blocks among published `rows`.
+    /// The rows of whole blocks among `rows`, which have codes, if there are sign codes.
     pub fn signed_rows(&self, rows: &Range<u32>) -> Range<u32> {
-        let first = rows.start.div_ceil(BLOCK).saturating_mul(BLOCK);
-        let end = rows.end / BLOCK * BLOCK;
+        let first = rows.start.div_ceil(CODED_BLOCK).saturating_mul(CODED_BLOCK);
+        let end = rows.end / CODED_BLOCK * CODED_BLOCK;
         if self.has_signs() && first < end {
             first..end
         } else {
@@ -238,7 +255,7 @@ impl<R: Region> Graph<'_, R> {
     ) -> Result<(), Corrupt> {
         let codes_words = self.shape.signs.block_words() - COLUMN_WORDS;
         let mut terms = None;
-        for block in rows.start / BLOCK..rows.end / BLOCK {
+        for block in rows.start / CODED_BLOCK..rows.end / CODED_BLOCK {
             let (chunk, nth) = self.shape.place_of_block(block);
             let (centre, words) = self.sign_words(chunk, nth)?;
             let terms = match terms {

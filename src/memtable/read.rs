@@ -1,7 +1,7 @@
 //! The rows of the memtable that are nearest to a query.
 
 use super::slot::{tid, Chunks, Held, Key};
-use super::write::with_scratch;
+use super::write::{encode_for_search, with_scratch};
 use crate::graph::{self, Bounding, Corrupt, Graph, Signed};
 use crate::page::{Index, LogStart, Read, Tid, View};
 use crate::quant;
@@ -95,6 +95,10 @@ pub fn nearest(index: Index, query: &[f32], wanted: Wanted) -> Read<(View, Neare
         return Ok((view, nothing));
     }
     held.slot().touch_for_search();
+    if encode_for_search(&held).is_err() {
+        held.forget();
+        return Ok((view, nothing));
+    }
     Ok((view, search(held, index, &view, query, known, wanted).unwrap_or(nothing)))
 }
 
@@ -287,13 +291,19 @@ impl Scan<'_> {
         // Places in `bounds` that have the bounds of sign codes.
         let mut coarse = Vec::new();
         self.each_piece(tails, dims, |graph, _, rows| {
-            let Some(signed) = &signed else { return graph.bounds(&bounding, rows, &mut bounds) };
-            let by_sign = graph.signed_rows(&rows);
-            graph.bounds(&bounding, rows.start..by_sign.start, &mut bounds)?;
-            let start = bounds.len();
-            graph.sign_bounds(signed, by_sign.clone(), &mut bounds)?;
-            coarse.push(start..bounds.len());
-            graph.bounds(&bounding, by_sign.end..rows.end, &mut bounds)
+            let coded = rows.start..graph.coded().clamp(rows.start, rows.end);
+            let uncoded = coded.end..rows.end;
+            if let Some(signed) = &signed {
+                let by_sign = graph.signed_rows(&coded);
+                graph.bounds(&bounding, coded.start..by_sign.start, &mut bounds)?;
+                let start = bounds.len();
+                graph.sign_bounds(signed, by_sign.clone(), &mut bounds)?;
+                coarse.push(start..bounds.len());
+                graph.bounds(&bounding, by_sign.end..coded.end, &mut bounds)?;
+            } else {
+                graph.bounds(&bounding, coded, &mut bounds)?;
+            }
+            graph.scan(query, uncoded, |hit| bounds.push(below(hit.rank)))
         })?;
         self.refine(&bounding, tails, &coarse, most, &mut bounds)?;
         let high = threshold(&bounds, most);
@@ -422,6 +432,18 @@ impl Scan<'_> {
             return Err(Gone::Moved);
         }
         Ok(held)
+    }
+}
+
+/// A bound of a row whose rank is known.
+fn below(rank: f64) -> f32 {
+    let near = rank as f32;
+    if near.is_nan() {
+        f32::NEG_INFINITY
+    } else if f64::from(near) > rank {
+        near.next_down()
+    } else {
+        near
     }
 }
 

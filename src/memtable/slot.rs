@@ -191,6 +191,11 @@ impl Held {
         self.area.append_lock(self.number).acquire(Mode::Exclusive)
     }
 
+    /// The right to publish, unless somebody else is at it.
+    pub fn try_append_lock(&self) -> Option<Locked> {
+        self.area.append_lock(self.number).try_acquire(Mode::Exclusive)
+    }
+
     /// The right to link, unless somebody else is at it.
     pub fn try_link_lock(&self) -> Option<Locked> {
         self.area.link_lock(self.number).try_acquire(Mode::Exclusive)

@@ -1,7 +1,7 @@
 //! How rows come into the memtable and leave it.
 
-use super::slot::{give_slot, label, Held, Key, Slot};
-use crate::graph::{Corrupt, Scratch};
+use super::slot::{give_slot, label, Chunks, Held, Key, Slot, GENERATIONS};
+use crate::graph::{Corrupt, Graph, Scratch, CODED_BLOCK};
 use crate::page::{read_log_from, Appended, Fault, Index, LogEnd, LogStart, Read, Tid, View};
 use std::cell::RefCell;
 use std::mem::size_of;
@@ -27,6 +27,14 @@ const STEP_COMPONENTS: u32 = 2048;
 const STEP_ROWS: u32 = 16;
 /// Rows that an insert links, which slows it down to a tenth: it adds one.
 const INSERTERS_SHARE: u32 = 2;
+
+/// Blocks that an insert gives codes to when another is full, of an index that is searched: some
+/// may have none from before.
+const INSERTERS_BLOCKS: u32 = 2;
+/// Rows without codes that a search does not mind, and blocks that it gives codes to if there are
+/// more.
+const UNCODED: u32 = 512;
+const SEARCHERS_BLOCKS: u32 = 16;
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
@@ -104,7 +112,11 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
     if !held.make_room(slot.active(), generation, row) {
         return Place::Done;
     }
-    match graph.put(row, label(tid), vector) {
+    let coded = || match slot.was_searched_lately() && is_behind(&graph, CODED_BLOCK) {
+        true => graph.encode(INSERTERS_BLOCKS),
+        false => Ok(()),
+    };
+    match graph.put(row, label(tid), vector).and_then(|()| coded()) {
         Ok(()) if graph.len() > row => {
             slot.set_last_block(at.block);
             let tail = (graph.len() - graph.linked()) as usize;
@@ -119,6 +131,25 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
         Ok(()) => Place::Done,
         Err(Corrupt) => Place::Spoilt,
     }
+}
+
+/// Gives codes to some rows that have none, of an index that is searched after a while in which
+/// nobody was interested in them.
+pub fn encode_for_search(held: &Held) -> Result<(), Corrupt> {
+    for generation in 0..GENERATIONS {
+        let Some((_, graph)) = held.graph(generation) else { continue };
+        if is_behind(&graph, UNCODED) {
+            if let Some(_lock) = held.try_append_lock() {
+                graph.encode(SEARCHERS_BLOCKS)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether at least so many rows have no codes.
+fn is_behind(graph: &Graph<'_, Chunks>, rows: u32) -> bool {
+    graph.len() - graph.coded() >= rows
 }
 
 /// Reads from pages what the memtable is behind the log by, at most about `pages` pages.
