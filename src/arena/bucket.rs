@@ -50,14 +50,12 @@ struct Encoder<'r> {
     residual: Vec<f64>,
     /// Of the components with a code.
     lead_residual: Vec<f32>,
-    unused: Vec<i8>,
 }
 
 impl<'r> Encoder<'r> {
     /// An encoder of rows for buckets of this routing arena.
     fn new(metric: Metric, routing: &'r RoutingArena) -> Encoder<'r> {
         let rotation = routing.rotation();
-        let stride = quant::stride(rotation.padded());
         Encoder {
             metric,
             routing,
@@ -65,7 +63,6 @@ impl<'r> Encoder<'r> {
             rotated: vec![0.0; rotation.padded()],
             residual: Vec::new(),
             lead_residual: Vec::new(),
-            unused: vec![0; stride],
         }
     }
 
@@ -91,17 +88,15 @@ impl<'r> Encoder<'r> {
         }
         let own = rows.len();
         for (row, nth) in rows.zip(0..) {
-            out.factors.push(self.int8(
-                bucket,
-                row,
-                Some(&mut out.codes[nth * stride..][..stride]),
-            ));
+            self.rotation.rotate(row.vector, &mut self.rotated);
+            let factors = self.int8(bucket, &mut out.codes[nth * stride..][..stride]);
+            out.factors.push(factors);
             self.signs(bucket, row, &mut out, nth);
         }
         if self.routing.coding().is_some() {
             for ((spilled, row), place) in spilled.zip(own..) {
                 if row.lead.is_empty() {
-                    self.int8(bucket, row, None);
+                    self.rotation.rotate(row.vector, &mut self.rotated);
                 }
                 self.signs(bucket, row, &mut out, place);
                 out.spilled.push(spilled);
@@ -110,37 +105,32 @@ impl<'r> Encoder<'r> {
         out
     }
 
-    /// Writes the int8 codes of a row, if they are wanted, and leaves its residual.
-    fn int8(&mut self, bucket: u32, row: Row<'_>, codes: Option<&mut [i8]>) -> Factors {
-        self.rotation.rotate(row.vector, &mut self.rotated);
+    /// Writes the int8 codes of the rotated row.
+    fn int8(&mut self, bucket: u32, codes: &mut [i8]) -> Factors {
         let (centroid, rounding) = (self.routing.centroid(bucket), self.rotation.rounding());
-        let codes = codes.unwrap_or(&mut self.unused);
         quant::encode(self.metric, &self.rotated, centroid, rounding, &mut self.residual, codes)
     }
 
-    /// Adds the sign code of a row, if rows have any. Where no space was learned, its residual is
-    /// the one that [`Encoder::int8`] left.
+    /// Adds the sign code of a row, if rows have any. Where no space was learned, it is of the
+    /// rotated row.
     fn signs(&mut self, bucket: u32, row: Row<'_>, out: &mut EncodedBucket, place: usize) {
         let Some(coding) = self.routing.coding() else { return };
-        let lead = coding.components;
+        let components = coding.components;
         let (centroid, middle) =
-            (&self.routing.point(bucket)[..lead], &self.routing.middle()[..lead]);
-        let mut beyond = 0.0;
+            (&self.routing.point(bucket)[..components], &self.routing.middle()[..components]);
+        let lead = if row.lead.is_empty() { &self.rotated } else { row.lead };
+        let square = |vector| f64::from((kernels().inner_product)(vector, vector));
+        let whole = square(row.vector);
+        let unit = match self.metric {
+            // Without a sound length nothing is known of the row.
+            Metric::Cosine => quant::to_unit(whole, row.vector.len()).unwrap_or(f64::NAN),
+            _ => 1.0,
+        };
         self.lead_residual.clear();
-        if row.lead.is_empty() {
-            self.lead_residual.extend(self.residual.iter().map(|r| *r as f32));
-        } else {
-            let square = |vector| f64::from((kernels().inner_product)(vector, vector));
-            let whole = square(row.vector);
-            let unit = match self.metric {
-                Metric::Cosine => 1.0 / whole.sqrt(),
-                _ => 1.0,
-            };
-            let parts = row.lead.iter().zip(centroid);
-            self.lead_residual.extend(parts.map(|(x, c)| x * unit as f32 - c));
-            if coding.beyond > 0.0 {
-                beyond = (whole - square(row.lead)).max(0.0) * unit * unit;
-            }
+        self.lead_residual.extend(lead.iter().zip(centroid).map(|(x, c)| x * unit as f32 - c));
+        let mut beyond = 0.0;
+        if coding.beyond > 0.0 {
+            beyond = (whole - square(lead)).max(0.0) * unit * unit;
         }
         let row = sign::Row { residual: &self.lead_residual, centroid, middle, beyond };
         out.push_signs(self.metric, coding, &row, place);

@@ -30,6 +30,7 @@ mod tests;
 
 pub use projection::{Projection, Subspace};
 pub use rotation::Rotation;
+pub(crate) use sq8::to_unit;
 pub use sq8::{encode, BucketQuery, Query};
 
 use bytemuck::{Pod, Zeroable};

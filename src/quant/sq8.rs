@@ -91,7 +91,7 @@ fn round_up(x: f64) -> f32 {
 /// The factor that brings a vector with this sum of squares to length one, if cosines of it are
 /// sound in f32: a sum of squares that overflows there, or loses its last bits below the normal
 /// range, makes the operator's result differ from the cosine by more than any bound.
-fn to_unit(squares: f64, dim: usize) -> Option<f64> {
+pub(crate) fn to_unit(squares: f64, dim: usize) -> Option<f64> {
     let least = dim as f64 * TINY / ROUND;
     (squares >= least && squares <= SAFE).then(|| 1.0 / squares.sqrt())
 }
