@@ -77,7 +77,9 @@ pub struct ArenaBuilder<'j> {
 
 impl ArenaBuilder<'_> {
     /// Makes the arena as a file, while its segment is being written. None when it could not be
-    /// written, which the log then tells.
+    /// written, which the log then tells. `second` has the rows' second buckets, if they are known, or
+    /// is empty where there are none. `beside` is called with a number of rows when the turn
+    /// comes to the next so many, perhaps not to the last, and works while the crew does.
     ///
     /// # Errors
     /// What reading rows gave.
@@ -85,19 +87,24 @@ impl ArenaBuilder<'_> {
         &self,
         id: Identity,
         shapes: &[BucketShape],
+        second: Option<&[u32]>,
         source: &mut impl VectorSource,
+        beside: impl FnMut(usize),
     ) -> Read<Option<Arena>> {
         if !self.routing.is_sound() {
             // Codes made of it would not fit the one that takes its place.
             report_unwritten(self.index, &ArenaError::Damaged("centroids of the router"));
             return Ok(None);
         }
-        let plan = self.plan(shapes, source)?;
+        let plan = match second {
+            Some(second) => Plan::new(&own_rows(shapes), second),
+            None => self.plan(shapes, source)?,
+        };
         let (directory, name) = arena_place(self.index, id);
         let writer = self
             .layout(id, shapes, &plan)
             .and_then(|layout| Writer::create(&directory, &name, layout));
-        self.fill_or_report(writer, &plan, source)
+        self.fill_or_report(writer, &plan, source, beside)
     }
 
     /// Makes the arena of a segment again from its pages: a file, or memory of this backend if no
@@ -115,7 +122,7 @@ impl ArenaBuilder<'_> {
         let mut source = self.pages(segment)?;
         let plan = self.plan(shapes, &mut source)?;
         let layout = self.layout(segment.id, shapes, &plan);
-        self.fill_or_report(layout.and_then(Writer::in_memory), &plan, &mut source)
+        self.fill_or_report(layout.and_then(Writer::in_memory), &plan, &mut source, |_| ())
     }
 
     /// Makes the arena of a segment again from its pages, as a file. None when it could not be
@@ -124,7 +131,7 @@ impl ArenaBuilder<'_> {
     /// # Errors
     /// What reading pages gave.
     pub fn write_again(&self, segment: &Segment, shapes: &[BucketShape]) -> Read<Option<Arena>> {
-        self.write(segment.id, shapes, &mut self.pages(segment)?)
+        self.write(segment.id, shapes, None, &mut self.pages(segment)?, |_| ())
     }
 
     fn pages(&self, segment: &Segment) -> Read<VectorReader> {
@@ -134,7 +141,7 @@ impl ArenaBuilder<'_> {
 
     /// Finds out which rows go where.
     fn plan(&self, shapes: &[BucketShape], source: &mut impl VectorSource) -> Read<Plan> {
-        let own: Vec<(u32, u32)> = shapes.iter().map(|shape| (shape.bucket, shape.rows)).collect();
+        let own = own_rows(shapes);
         let mut second = Vec::new();
         if sign::are_used(self.metric, self.dims) {
             let mut vectors = Vec::new();
@@ -186,9 +193,10 @@ impl ArenaBuilder<'_> {
         writer: Result<Writer, ArenaError>,
         plan: &Plan,
         source: &mut impl VectorSource,
+        beside: impl FnMut(usize),
     ) -> Read<Option<Arena>> {
         let filled = match writer {
-            Ok(writer) => self.fill(writer, plan, source)?,
+            Ok(writer) => self.fill(writer, plan, source, beside)?,
             Err(error) => Err(error),
         };
         Ok(filled.inspect_err(|error| report_unwritten(self.index, error)).ok())
@@ -199,6 +207,7 @@ impl ArenaBuilder<'_> {
         mut writer: Writer,
         plan: &Plan,
         source: &mut impl VectorSource,
+        mut beside: impl FnMut(usize),
     ) -> Read<Result<Arena, ArenaError>> {
         let sizes: Vec<(u32, u32)> = plan
             .shapes()
@@ -217,7 +226,8 @@ impl ArenaBuilder<'_> {
                 breathe();
             }
             let (metric, routing) = (self.metric, self.routing);
-            let encoded = self.crew.run(|_| encode_run(metric, routing, plan, group, &vectors));
+            let encode = |_: &_| encode_run(metric, routing, plan, group.clone(), &vectors);
+            let encoded = self.crew.run_beside(encode, || beside(own));
             for bucket in &encoded {
                 if let Err(error) = writer.push_bucket(bucket) {
                     return Ok(Err(error));
@@ -244,6 +254,11 @@ impl ArenaBuilder<'_> {
         }
         groups
     }
+}
+
+/// The buckets with how many rows each has of its own.
+fn own_rows(shapes: &[BucketShape]) -> Vec<(u32, u32)> {
+    shapes.iter().map(|shape| (shape.bucket, shape.rows)).collect()
 }
 
 /// Tells the log that something goes without its arena.

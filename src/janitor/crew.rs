@@ -6,13 +6,14 @@
 
 use super::background::pace;
 use pgrx::{pg_sys, PgSqlErrorCode};
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::time::Duration;
 
 /// A pool of threads that lives as long as its job.
 pub struct Crew {
-    pool: rayon::ThreadPool,
+    pool: RefCell<rayon::ThreadPool>,
 }
 
 /// How soon a cancel is noticed.
@@ -21,41 +22,52 @@ const WATCH: Duration = Duration::from_millis(20);
 impl Crew {
     /// As many threads as the machine has cores, but no more than parallel maintenance may use; one
     /// for a background job, which takes what time others leave: threads weigh as little with the
-    /// scheduler as who starts them.
+    /// scheduler as who starts them. It gets as many as others once somebody waits for it.
     pub fn new() -> Crew {
-        // SAFETY: reads a setting on the backend's own thread.
-        let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
-        let in_background = pace::is_background();
-        let allowed = if in_background { 1 } else { usize::try_from(workers).unwrap_or(0) + 1 };
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let _blocked = BlockedSignals::new();
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(allowed.min(cores))
-            .thread_name(|nth| format!("drift {nth}"))
-            .build();
-        match pool {
-            Ok(pool) => Crew { pool },
-            Err(error) => {
-                pgrx::ereport!(
-                    ERROR,
-                    PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
-                    format!("could not start threads: {error}")
-                );
-            }
+        let threads = if pace::keeps_to_one_core() { 1 } else { most_threads() };
+        Crew { pool: RefCell::new(start(threads)) }
+    }
+
+    /// Takes on threads where somebody has begun to wait for a background job.
+    fn grow(&self) {
+        let threads = most_threads();
+        if !pace::keeps_to_one_core() && self.pool.borrow().current_num_threads() < threads {
+            self.pool.replace(start(threads));
         }
     }
 
     /// Runs `work` on the pool and returns what it returns; ends the statement if it is cancelled
     /// meanwhile, once `work` has obeyed the flag it is given.
     pub fn run<T: Send>(&self, work: impl FnOnce(&AtomicBool) -> T + Send) -> T {
+        self.run_beside(work, || ())
+    }
+
+    /// The same, while the backend does something `beside` it; before it where the job is to keep
+    /// to one core.
+    pub fn run_beside<T: Send>(
+        &self,
+        work: impl FnOnce(&AtomicBool) -> T + Send,
+        beside: impl FnOnce(),
+    ) -> T {
         let stop = AtomicBool::new(false);
         let (done, watched) = channel();
-        let result = self.pool.in_place_scope(|scope| {
+        self.grow();
+        let beside = if pace::keeps_to_one_core() {
+            beside();
+            None
+        } else {
+            Some(beside)
+        };
+        let result = self.pool.borrow().in_place_scope(|scope| {
             let stop = &stop;
             scope.spawn(move |_| {
                 // The backend waits for this scope, so the receiver is there.
                 let _ = done.send(work(stop));
             });
+            if let Some(beside) = beside {
+                let _stop = StopOnError(stop);
+                beside();
+            }
             loop {
                 match watched.recv_timeout(WATCH) {
                     Ok(result) => break Some(result),
@@ -78,6 +90,43 @@ impl Crew {
                     "canceling statement due to user request"
                 );
             }
+        }
+    }
+}
+
+/// As many threads as the machine has cores, or as parallel maintenance may use.
+fn most_threads() -> usize {
+    // SAFETY: reads a setting on the backend's own thread.
+    let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
+    let allowed = usize::try_from(workers).unwrap_or(0) + 1;
+    allowed.min(std::thread::available_parallelism().map_or(1, |cores| cores.get()))
+}
+
+fn start(threads: usize) -> rayon::ThreadPool {
+    let _blocked = BlockedSignals::new();
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|nth| format!("drift {nth}"))
+        .build();
+    match pool {
+        Ok(pool) => pool,
+        Err(error) => {
+            pgrx::ereport!(
+                ERROR,
+                PgSqlErrorCode::ERRCODE_INSUFFICIENT_RESOURCES,
+                format!("could not start threads: {error}")
+            );
+        }
+    }
+}
+
+/// Raises the flag when an error passes by, whose way on leads out of the scope of the work.
+struct StopOnError<'s>(&'s AtomicBool);
+
+impl Drop for StopOnError<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
         }
     }
 }

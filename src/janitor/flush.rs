@@ -5,7 +5,7 @@ use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
 use super::rows::RowStore;
-use super::segment_builder::SegmentBuilder;
+use super::segment_builder::{Assigned, SegmentBuilder};
 use super::sweep::sweep;
 use super::tiers::{due, untidy};
 use crate::memtable;
@@ -186,20 +186,19 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     }
     let crew = Crew::new();
     let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
-    let mut buckets = Vec::new();
+    let mut assigned = Assigned::nothing();
     let mut sorter = None;
     // Where it is trained anew, no row keeps its bucket.
     let retrains = Due::of(&manifest, dims, flushed.rows, zeal).retrain;
     if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0 && !retrains) {
         let opened = builder.sorter(stored)?;
-        let assigned = builder.sort(&opened, &mut store);
+        assigned = builder.sort(&opened, &mut store);
         let strangers = assigned.strangers;
         let means_something = strangers as f64 > STRANGERS_IN_LOG * flushed.rows as f64;
         if strangers >= FEWEST_STRANGERS && means_something {
             let less = strangers.saturating_mul(COST_OF_STRANGER);
             stored.trained_rows = stored.trained_rows.saturating_sub(less).max(1);
         }
-        buckets = assigned.buckets;
         sorter = Some(opened);
     }
     let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
@@ -217,7 +216,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
         }
         read_rows(index, dims, &segment, router_buckets, |tid, vector, bucket| {
             store.push(tid, vector);
-            buckets.push(bucket);
+            assigned.buckets.push(bucket);
         })?;
         flushed.merged += 1;
         flushed.merged_rows += segment.live;
@@ -236,7 +235,7 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
                     Some(sorter) => sorter,
                     None => builder.sorter(&stored)?,
                 };
-                kept.push(builder.build(&sorter, &mut store, &buckets, &mut space)?);
+                kept.push(builder.build(&sorter, &mut store, &assigned, &mut space)?);
             }
             stored => {
                 drop(sorter);

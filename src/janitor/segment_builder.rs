@@ -9,17 +9,18 @@ use super::routing;
 use super::rows::RowStore;
 use super::temp_file::TempFile;
 use crate::arena::RoutingArena;
-use crate::cluster::{Router, Stopped, Trained};
+use crate::cluster::{Router, Stopped, Trained, NO_BUCKET};
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
     BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, RowMap, Segment,
     Space, VectorReader,
 };
-use crate::quant;
+use crate::quant::{self, sign};
 use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::mem::size_of;
 use std::ops::Range;
 
@@ -47,10 +48,19 @@ pub struct Sorter {
 pub struct Assigned {
     /// The bucket of each row.
     pub buckets: Vec<u32>,
+    /// The second bucket of each of the first rows; of the others it is not known yet.
+    pub second: Vec<u32>,
     /// Rows that have just been assigned and are unlike those the router was trained on.
     pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
     radii: Vec<f32>,
+}
+
+impl Assigned {
+    /// Of no rows.
+    pub fn nothing() -> Assigned {
+        Assigned { buckets: Vec::new(), second: Vec::new(), strangers: 0, radii: Vec::new() }
+    }
 }
 
 impl SegmentBuilder<'_> {
@@ -67,10 +77,9 @@ impl SegmentBuilder<'_> {
         let (trained, mut trial) = router::train(self.crew, self.metric, self.dims, store);
         let Trained { centroids, space: learned } = trained;
         let count = centroids.len() / self.dims;
-        let untried = Router::within(learned.clone(), self.metric, centroids, vec![0.0; count]);
+        let untried = Router::within(learned, self.metric, centroids, vec![0.0; count]);
         let assigned = self.assign(&untried, store, Some(&mut trial));
-        let router =
-            Router::within(learned, self.metric, untried.centroids().to_vec(), assigned.radii);
+        let router = untried.with_radii(assigned.radii.clone());
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
         let column = ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes);
@@ -86,7 +95,7 @@ impl SegmentBuilder<'_> {
             calibration: calibration.unwrap_or(Calibration::EVERYTHING),
             column,
         };
-        let segment = self.write(&router, &routing, store, &assigned.buckets, space)?;
+        let segment = self.write(&router, &routing, store, &assigned, space)?;
         Ok((stored, segment))
     }
 
@@ -113,10 +122,10 @@ impl SegmentBuilder<'_> {
         &self,
         sorter: &Sorter,
         store: &mut RowStore,
-        buckets: &[u32],
+        assigned: &Assigned,
         space: &mut Space,
     ) -> Read<Segment> {
-        self.write(&sorter.router, &sorter.routing, store, buckets, space)
+        self.write(&sorter.router, &sorter.routing, store, assigned, space)
     }
 
     /// Finds the buckets of all rows, and shows `trial` the rows.
@@ -129,6 +138,8 @@ impl SegmentBuilder<'_> {
         let (dims, metric) = (self.dims, self.metric);
         self.progress.begin(Phase::Assign, store.len() as u64);
         let mut buckets = Vec::with_capacity(store.len());
+        let mut second = Vec::new();
+        let spills = sign::are_used(metric, dims);
         let mut squares = vec![0f64; router.len()];
         let mut counts = vec![0u64; router.len()];
         let is_stranger = router.strangers();
@@ -140,16 +151,14 @@ impl SegmentBuilder<'_> {
                 if let Some(trial) = trial {
                     trial.observe(first, vectors, stop)?;
                 }
-                let mut unit;
-                let vectors = if metric == Metric::Cosine {
-                    unit = vectors.to_vec();
-                    unit.par_chunks_mut(dims).for_each(|row| quant::normalize_rows(dims, row));
-                    &unit
+                let vectors = &*as_compared(metric, dims, vectors);
+                let (mut found, mut others) = (vec![0u32; rows], Vec::new());
+                if spills {
+                    others.resize(rows, 0);
+                    router.assign_and_spill(vectors, &mut found, &mut others, stop)?;
                 } else {
-                    vectors
-                };
-                let mut found = vec![0u32; rows];
-                router.assign(vectors, &mut found, stop)?;
+                    router.assign(vectors, &mut found, stop)?;
+                }
                 let distances: Vec<f32> = vectors
                     .par_chunks(dims)
                     .zip(&found)
@@ -157,10 +166,11 @@ impl SegmentBuilder<'_> {
                         (kernels().l2_squared)(row, router.centroid(*bucket as usize))
                     })
                     .collect();
-                Ok::<_, Stopped>((found, distances))
+                Ok::<_, Stopped>((found, others, distances))
             });
             // A stopped job has already ended the statement.
-            let (found, distances) = found.unwrap_or_default();
+            let (found, others, distances) = found.unwrap_or_default();
+            second.extend(others);
             for (&bucket, distance) in found.iter().zip(distances) {
                 squares[bucket as usize] += f64::from(distance);
                 counts[bucket as usize] += 1;
@@ -172,7 +182,7 @@ impl SegmentBuilder<'_> {
         });
         let radius = |(sum, count): (f64, u64)| (sum / count.max(1) as f64).sqrt() as f32;
         let radii = squares.into_iter().zip(counts).map(radius).collect();
-        Assigned { buckets, strangers, radii }
+        Assigned { buckets, second, strangers, radii }
     }
 
     /// Writes columns, bucket by bucket, and the arena.
@@ -181,9 +191,10 @@ impl SegmentBuilder<'_> {
         router: &Router,
         routing: &RoutingArena,
         store: &mut RowStore,
-        buckets: &[u32],
+        assigned: &Assigned,
         space: &mut Space,
     ) -> Read<Segment> {
+        let buckets = &assigned.buckets;
         self.progress.begin(Phase::Write, store.len() as u64);
         let mut rows_of = vec![0u32; router.len()];
         buckets.iter().for_each(|bucket| rows_of[*bucket as usize] += 1);
@@ -213,38 +224,65 @@ impl SegmentBuilder<'_> {
         let table =
             ColumnWriter::write_all(self.index, Kind::Buckets, extents(table.len() as u64), table);
 
-        let order = store.in_memory().is_some().then(|| sorted_by_bucket(buckets, &rows_of));
-        match (store.in_memory(), &order) {
-            (Some(vectors), Some(order)) => {
-                let (tids, dims) = (store.tids(), self.dims);
-                let row = |nth: usize| {
-                    let nth = order[nth] as usize;
-                    (tids[nth], &vectors[nth * dims..(nth + 1) * dims])
-                };
-                self.write_rows(&shapes, row, &mut output);
-            }
-            _ => self.write_spilled(store, buckets, &rows_of, &mut output),
-        }
-        let segment = Segment {
-            id: Identity::random(),
+        let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
+        let arena = ArenaBuilder { index, metric, dims, crew, router, routing };
+        let id = Identity::random();
+        let segment = |output: Output| Segment {
+            id,
             rows,
             live: rows,
             tids: output.tids.finish(),
             vectors: output.vectors.finish(),
             buckets: table,
         };
-        let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
-        let arena = ArenaBuilder { index, metric, dims, crew, router, routing };
-        match (store.in_memory(), &order) {
-            (Some(vectors), Some(order)) => {
-                arena.write(segment.id, &shapes, &mut RowsInMemory { dims, vectors, order })?;
-            }
-            _ => {
-                let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
-                arena.write(segment.id, &shapes, &mut pages)?;
-            }
+        let Some(vectors) = store.in_memory() else {
+            self.write_spilled(store, buckets, &rows_of, &mut output);
+            let segment = segment(output);
+            let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
+            arena.write(id, &shapes, None, &mut pages, |_| ())?;
+            return Ok(segment);
+        };
+        let (order, tids) = (sorted_by_bucket(buckets, &rows_of), store.tids());
+        let row = |nth: usize| {
+            let nth = order[nth] as usize;
+            (tids[nth], &vectors[nth * dims..(nth + 1) * dims])
+        };
+        let second = self.second_buckets(router, vectors, assigned);
+        let second: Vec<u32> = match second.len() {
+            0 => Vec::new(),
+            _ => order.iter().map(|nth| second[*nth as usize]).collect(),
+        };
+        let mut source = RowsInMemory { dims, vectors, order: &order };
+        let beside = |rows| self.write_rows(rows, row, &mut output);
+        arena.write(id, &shapes, Some(&second), &mut source, beside)?;
+        // An arena that could not be written has not asked for all.
+        self.write_rows(store.len() - output.written, row, &mut output);
+        Ok(segment(output))
+    }
+
+    /// The second buckets of all rows, as far as they are known already or now found out; empty
+    /// where rows have none.
+    fn second_buckets(&self, router: &Router, vectors: &[f32], assigned: &Assigned) -> Vec<u32> {
+        let (metric, dims) = (self.metric, self.dims);
+        let mut second = assigned.second.clone();
+        if !sign::are_used(metric, dims) {
+            return second;
         }
-        Ok(segment)
+        let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1);
+        while second.len() < assigned.buckets.len() {
+            breathe();
+            let rows = second.len()..assigned.buckets.len().min(second.len() + step);
+            let (vectors, first) =
+                (&vectors[rows.start * dims..rows.end * dims], &assigned.buckets[rows]);
+            let found = self.crew.run(|stop| {
+                let mut found = vec![0; first.len()];
+                router.spill(&as_compared(metric, dims, vectors), first, &mut found, stop)?;
+                Ok::<_, Stopped>(found)
+            });
+            // A stopped job has already ended the statement.
+            second.extend(found.unwrap_or_else(|Stopped| vec![NO_BUCKET; first.len()]));
+        }
+        second
     }
 
     /// Sorts rows that do not fit in memory through one temporary file for each run of buckets
@@ -286,47 +324,52 @@ impl SegmentBuilder<'_> {
             let local: Vec<u32> =
                 records.iter().map(|record| record[0] - range.start as u32).collect();
             let order = sorted_by_bucket(&local, counts);
-            let shapes: Vec<BucketShape> = counts
-                .iter()
-                .zip(range.start as u32..)
-                .filter(|(rows, _)| **rows > 0)
-                .map(|(rows, bucket)| BucketShape { bucket, rows: *rows })
-                .collect();
+            let first = output.written;
             let row = |nth: usize| {
-                let record = records[order[nth] as usize];
+                let record = records[order[nth - first] as usize];
                 let tid: Tid = bytemuck::pod_read_unaligned(
                     &bytemuck::cast_slice::<u32, u8>(&record[1..3])[..size_of::<Tid>()],
                 );
                 (tid, bytemuck::cast_slice(&record[3..]))
             };
-            self.write_rows(&shapes, row, output);
+            self.write_rows(rows, row, output);
         }
     }
 
-    /// Writes the rows of successive buckets; `row` gives them in the order of the buckets.
+    /// Writes the next `rows` rows; `row` gives the one of that number.
     fn write_rows<'r>(
         &self,
-        shapes: &[BucketShape],
+        rows: usize,
         row: impl Fn(usize) -> (Tid, &'r [f32]),
         output: &mut Output,
     ) {
-        let mut first = 0;
-        for shape in shapes {
-            let rows = shape.rows as usize;
-            for nth in first..first + rows {
-                let (tid, vector) = row(nth);
-                output.tids.push(bytemuck::bytes_of(&tid));
-                output.vectors.push(bytemuck::cast_slice(vector));
-                if nth % BREATH_ROWS == 0 {
-                    breathe();
-                }
+        let first = output.written;
+        for nth in first..first + rows {
+            let (tid, vector) = row(nth);
+            output.tids.push(bytemuck::bytes_of(&tid));
+            output.vectors.push(bytemuck::cast_slice(vector));
+            if nth % BREATH_ROWS == 0 {
+                self.progress.done(nth as u64);
+                breathe();
             }
-            first += rows;
-            output.written += rows as u64;
-            self.progress.done(output.written);
-            breathe();
         }
+        output.written += rows;
+        self.progress.done(output.written as u64);
+        breathe();
     }
+}
+
+/// Vectors whose second buckets are found at a time, in bytes.
+const SPILL_BYTES: usize = 8 << 20;
+
+/// Row-major vectors as a router compares them: under cosine of length one.
+fn as_compared(metric: Metric, dims: usize, vectors: &[f32]) -> Cow<'_, [f32]> {
+    if metric != Metric::Cosine {
+        return Cow::Borrowed(vectors);
+    }
+    let mut unit = vectors.to_vec();
+    unit.par_chunks_mut(dims).for_each(|row| quant::normalize_rows(dims, row));
+    Cow::Owned(unit)
 }
 
 /// Rows written between two breaths.
@@ -336,7 +379,7 @@ const BREATH_ROWS: usize = 256;
 struct Output {
     tids: ColumnWriter,
     vectors: ColumnWriter,
-    written: u64,
+    written: usize,
 }
 
 /// The numbers of the rows in the order of their buckets (a counting sort).

@@ -124,6 +124,11 @@ pub fn is_background() -> bool {
     PACE.get().is_some()
 }
 
+/// Whether this is a background job that nobody waits for.
+pub fn keeps_to_one_core() -> bool {
+    PACE.get().is_some_and(|pace| !pace.hurries)
+}
+
 /// Whether the job that ended with an error has given way to somebody.
 pub fn has_yielded() -> bool {
     PACE.get().is_some_and(|pace| pace.yields)
