@@ -1,7 +1,6 @@
 //! What an insert does about a log that has grown: nothing, tell the janitor, wait for it a little,
 //! or flush.
 
-use super::options;
 use crate::janitor::background::{self, pace, Pressure};
 use crate::janitor::{self, JobLock};
 use crate::page::{Index, View};
@@ -21,7 +20,7 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 /// With the janitor at work, only a log that has far outgrown its limit holds its writers up: by a
 /// pause that grows with the log, and, where it is full, until it is flushed. Nothing is refused.
 pub fn relieve(index: Index, before: u32, after: u32) {
-    let limit = options::log_limit_pages();
+    let limit = background::log_limit_pages();
     let pressure = Pressure::of(after, limit);
     if pressure == Pressure::None {
         return;

@@ -77,7 +77,7 @@ fn drift_flush(index: PgRelation) -> i64 {
         }
     }
     let job = JobLock::wait(index);
-    janitor::flush(index, &job).or_raise(index).rows as i64
+    janitor::flush_log(index, &job).or_raise(index).rows as i64
 }
 
 /// Links rows of the memtable into its graphs, of all indexes, until no index has many that are

@@ -1,7 +1,5 @@
 //! Storage parameters and the settings `drift.*`.
 
-use crate::memtable;
-use crate::page::layout::PAGE;
 use crate::page::Index;
 use crate::search::Order;
 use pgrx::{pg_guard, pg_sys, GucContext, GucFlags, GucRegistry, GucSetting, PostgresGucEnum};
@@ -27,10 +25,6 @@ static TARGET_RECALL: GucSetting<f64> = GucSetting::<f64>::new(DEFAULT_RECALL);
 static ITERATIVE_SCAN: GucSetting<IterativeScan> =
     GucSetting::<IterativeScan>::new(IterativeScan::strict_order);
 static MAX_SCAN_TUPLES: GucSetting<i32> = GucSetting::<i32>::new(0);
-/// In kB. A scan reads the whole log, from pages if there is no memtable.
-static LOG_LIMIT: GucSetting<i32> = GucSetting::<i32>::new(2 * 1024);
-/// The same setting where there is one.
-static LOG_LIMIT_WITH_MEMTABLE: GucSetting<i32> = GucSetting::<i32>::new(8 * 1024);
 
 /// Makes the settings known to the server.
 pub fn define_settings() {
@@ -62,16 +56,6 @@ pub fn define_settings() {
         GucContext::Userset,
         GucFlags::EXPLAIN,
     );
-    GucRegistry::define_int_guc(
-        c"drift.log_limit",
-        c"Sets the size at which a drift index's log of inserted rows is flushed into a segment.",
-        c"",
-        log_limit(),
-        64,
-        i32::MAX,
-        GucContext::Userset,
-        GucFlags::UNIT_KB,
-    );
     // So that a misspelt setting is an error.
     // SAFETY: called from _PG_init; the name is static.
     unsafe { pg_sys::MarkGUCPrefixReserved(c"drift".as_ptr()) };
@@ -101,20 +85,6 @@ pub fn max_scan_tuples() -> u64 {
         0 => u64::MAX,
         rows => u64::from(rows.unsigned_abs()),
     }
-}
-
-/// The setting that is in force in this process.
-fn log_limit() -> &'static GucSetting<i32> {
-    static CHOSEN: OnceLock<&'static GucSetting<i32>> = OnceLock::new();
-    CHOSEN.get_or_init(|| match memtable::is_wanted() {
-        true => &LOG_LIMIT_WITH_MEMTABLE,
-        false => &LOG_LIMIT,
-    })
-}
-
-/// Pages the log may have before an insert flushes it.
-pub fn log_limit_pages() -> u32 {
-    log_limit().get().unsigned_abs() / (PAGE as u32 / 1024)
 }
 
 /// The storage parameters, as PostgreSQL keeps them in `rd_options`.

@@ -1,13 +1,13 @@
 //! The job that turns log rows into a segment, and merges segments while it is at it.
 
-use super::background::{self, pace::breathe};
+use super::background::{self, pace, pace::breathe};
 use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
 use super::rows::RowStore;
 use super::segment_builder::{Assigned, SegmentBuilder};
 use super::sweep::sweep;
-use super::tiers::{due, untidy};
+use super::tiers::{due, overdue, untidy};
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
@@ -103,6 +103,16 @@ pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
     try_flush(index, job, Zeal::Flush).map_err(Fault::under_lock)
 }
 
+/// Moves the log's rows into a segment, and leaves what else is due to the janitor, if it sees to
+/// this index and there is not too much of it.
+///
+/// # Errors
+/// What reading pages gave.
+pub fn flush_log(index: Index, job: &JobLock) -> Read<Flushed> {
+    let zeal = if background::is_on(index) { Zeal::Hurry } else { Zeal::Flush };
+    try_flush(index, job, zeal).map_err(Fault::under_lock)
+}
+
 /// Merges segments, and trains the router anew, that a flush leaves as they are because there will
 /// be more rows; the log's rows go along. Does nothing where there is no need.
 ///
@@ -115,6 +125,8 @@ pub fn tidy(index: Index, job: &JobLock) -> Read<Flushed> {
 /// What a job is out for.
 #[derive(Clone, Copy, PartialEq)]
 enum Zeal {
+    /// To empty the log.
+    Hurry,
     /// To write few rows.
     Flush,
     /// To leave searches little to do.
@@ -134,15 +146,15 @@ impl Due {
         let total = manifest.live_rows() + fresh;
         let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
         let growth = total as f64 / trained_rows as f64;
+        let is_long = total.saturating_mul(dims as u64) > LONG_TRAINING;
         let retrain = match zeal {
-            Zeal::Flush if total.saturating_mul(dims as u64) > LONG_TRAINING => {
-                fresh > 0 && growth >= LATE_GROWTH
-            }
-            Zeal::Flush => fresh > 0 && growth >= RETRAIN_GROWTH,
             Zeal::Tidy => total > 0 && growth >= IDLE_GROWTH,
+            _ if is_long => fresh > 0 && growth >= LATE_GROWTH,
+            _ => fresh > 0 && growth >= RETRAIN_GROWTH,
         };
         let merged = match zeal {
             _ if retrain => vec![true; sizes.len()],
+            Zeal::Hurry => overdue(&sizes, fresh),
             Zeal::Flush => due(&sizes, fresh),
             Zeal::Tidy => untidy(&sizes),
         };
@@ -154,7 +166,7 @@ impl Due {
     }
 }
 
-fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
+fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     if zeal == Zeal::Tidy {
         let view = View::take(index)?;
         let (manifest, _) = Manifest::read(index, view.manifest())?;
@@ -166,6 +178,10 @@ fn try_flush(index: Index, job: &JobLock, zeal: Zeal) -> Read<Flushed> {
     let (view, blocks) = View::take_with_blocks(index)?;
     let (mut manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
+    let is_behind = background::is_behind(view.log_pages(), background::log_limit_pages());
+    if zeal == Zeal::Flush && is_behind && pace::is_background() {
+        zeal = Zeal::Hurry;
+    }
 
     let mut store = RowStore::new(dims, job_memory());
     let end = read_log(index, &view, |seq, tid, vector| {

@@ -15,7 +15,8 @@ mod settings;
 mod shared;
 mod worker;
 
-pub use pressure::Pressure;
+pub use pressure::{is_behind, Pressure};
+pub use settings::log_limit_pages;
 
 use crate::page::Index;
 use board::{Heard, Key};

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+/// Times its limit that a log grows to while its rows come faster than they are flushed.
+const BEHIND: f64 = 1.5;
 /// Times its limit that a log may grow to before inserts slow down.
 const SLOW: f64 = 8.0;
 /// Times its limit at which an insert flushes the log itself.
@@ -40,6 +42,11 @@ impl Pressure {
             Pressure::Full
         }
     }
+}
+
+/// Whether a log of `pages` pages tells that flushes do not keep up with what is inserted.
+pub fn is_behind(pages: u32, limit: u32) -> bool {
+    f64::from(pages) > BEHIND * f64::from(limit)
 }
 
 #[cfg(test)]
