@@ -65,7 +65,7 @@ const STRANGERS_IN_LOG: f64 = 0.1;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
 /// Pages kept aside for a log, between these bounds as many as it had.
-const LOG_RESERVE_PAGES: (u32, u32) = (16, 256);
+const LOG_RESERVE_PAGES: (u32, u32) = (16, 1024);
 
 /// Memory a job may use for rows, in bytes.
 pub fn job_memory() -> usize {
