@@ -82,7 +82,7 @@ impl CodedCentroids {
             let panel_codes = &mut codes[panel * groups * TILE_COLS * CODE_GROUP..];
             let mut sum = 0;
             for (j, x) in row.iter().enumerate() {
-                let code = (x / step).round_ties_even() as i8;
+                let code = (x / step).round() as i8;
                 sum += i32::from(code);
                 panel_codes[(j / CODE_GROUP * TILE_COLS + col) * CODE_GROUP + j % CODE_GROUP] =
                     code;
@@ -153,7 +153,7 @@ impl CodedWorkspace {
             let place = i % TILE_ROWS * CODE_GROUP;
             for (group, values) in groups.iter_mut().zip(shifted.chunks(CODE_GROUP)) {
                 for (code, x) in group[place..].iter_mut().zip(values) {
-                    *code = (x * inverse + f32::from(ZERO)).round_ties_even() as u8;
+                    *code = (x * inverse + (f32::from(ZERO) + 0.5)) as u8;
                 }
             }
             self.scales[i / TILE_ROWS][i % TILE_ROWS] = 2.0 * step * coded.step;

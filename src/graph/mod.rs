@@ -36,8 +36,8 @@
 //!
 //! # Who may do what at the same time
 //!
-//! Any number of searches, one that puts or encodes and one that links. Words that change while others read
-//! are atomics; a vector never changes once its row is published.
+//! Any number of searches, one that puts or encodes and one that links. Words that change while
+//! others read are atomics; a vector never changes once its row is published.
 
 mod level;
 mod link;

@@ -293,8 +293,8 @@ impl<'a, R: Region> Graph<'a, R> {
         Ok(())
     }
 
-    /// The int8 codes of neighbouring rows that have codes with their factors, [`quant::stride`] bytes a row,
-    /// each run with the number of its first.
+    /// The int8 codes of neighbouring rows that have codes with their factors, [`quant::stride`]
+    /// bytes a row, each run with the number of its first.
     ///
     /// # Errors
     /// [`Corrupt`] if a chunk is not there.

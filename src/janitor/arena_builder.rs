@@ -77,8 +77,8 @@ pub struct ArenaBuilder<'j> {
 
 impl ArenaBuilder<'_> {
     /// Makes the arena as a file, while its segment is being written. None when it could not be
-    /// written, which the log then tells. `second` has the rows' second buckets, if they are known, or
-    /// is empty where there are none. `beside` is called with a number of rows when the turn
+    /// written, which the log then tells. `second` has the rows' second buckets, if they are known,
+    /// or is empty where there are none. `beside` is called with a number of rows when the turn
     /// comes to the next so many, perhaps not to the last, and works while the crew does.
     ///
     /// # Errors

@@ -34,9 +34,8 @@ const TRIAL_WORK: usize = 40_000_000_000;
 pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Trained, Trial) {
     let rows = store.len() as u64;
     let wanted = buckets_for(rows);
-    let queries = (TRIAL_WORK / (store.len() * dims).max(1))
-        .clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES)
-        .min(store.len() / 8);
+    let queries =
+        (TRIAL_WORK / (store.len() * dims).max(1)).clamp(FEWEST_TRIAL_QUERIES, TRIAL_QUERIES);
     // One bucket needs no trial: it is looked at whole.
     let queries = if wanted == 1 { 0 } else { queries };
     // What a router is tried with is not what it was trained on.

@@ -20,6 +20,9 @@ pub struct RowStore {
     sample: Reservoir,
 }
 
+/// Of so many rows of a sample one is set apart, at most.
+const OTHERS: usize = 8;
+
 /// Some rows of a store, as row-major vectors.
 pub struct Sample<'s> {
     /// As many as were asked for.
@@ -97,19 +100,19 @@ impl RowStore {
         self.budget
     }
 
-    /// At most `rows` rows, each as likely as any other, and `apart` others where there are enough.
-    /// The others go to the end of the store, if it is in memory.
+    /// At most `rows` rows, each as likely as any other, and at most `apart` others, of eight rows
+    /// one. The others go to the end of the store, if it is in memory.
     pub fn sample(&mut self, rows: usize, apart: usize) -> Sample<'_> {
         let dims = self.dims;
         if self.file.is_some() {
             let mut sample = std::mem::take(&mut self.sample.vectors);
             sample.truncate(rows.saturating_add(apart).saturating_mul(dims));
-            let apart = apart.min(sample.len() / dims);
+            let apart = apart.min(sample.len() / dims / OTHERS);
             let others = sample.split_off(sample.len() - apart * dims);
             return Sample { rows: Cow::Owned(sample), apart: others };
         }
         let mut rng = SmallRng::seed_from_u64(1);
-        let apart = apart.min(self.len());
+        let apart = apart.min(self.len() / OTHERS);
         let left = self.len() - apart;
         for place in left..self.len() {
             let pick = rng.random_range(0..=place);

@@ -354,11 +354,16 @@ impl Scan<'_> {
     ) -> Result<Vec<f32>, Gone> {
         let mut fine = Vec::with_capacity(places.len());
         self.at_places(tails, places, |graph, _, rows| {
+            // Rows that were read anew since have no codes yet.
+            let coded = graph.coded();
             for (nth, row) in rows.iter().enumerate() {
                 if let Some(ahead) = rows.get(nth + CODES_AHEAD) {
                     graph.prefetch_codes(*ahead);
                 }
-                fine.push(graph.bound_of(bounding, *row)?);
+                fine.push(match *row < coded {
+                    true => graph.bound_of(bounding, *row)?,
+                    false => f32::NEG_INFINITY,
+                });
             }
             Ok(())
         })?;

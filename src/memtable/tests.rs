@@ -50,6 +50,19 @@ mod tests {
     }
 
     #[pg_test]
+    fn rows_are_found_while_only_some_have_codes() {
+        table();
+        let exact = nearest("1");
+        assert_eq!(exact.len(), 20);
+        // Each search gives codes to some hundred rows.
+        for round in 0..14 {
+            let found = nearest("0.99");
+            let hits = found.iter().filter(|id| exact.contains(id)).count();
+            assert!(hits >= 18, "search {round}: {hits} of 20");
+        }
+    }
+
+    #[pg_test]
     fn a_slot_whose_change_was_interrupted_is_forgotten() {
         table();
         let expected = nearest("1");

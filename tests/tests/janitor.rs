@@ -146,6 +146,37 @@ fn an_index_left_alone_is_put_in_order() -> Result<()> {
 }
 
 #[test]
+fn a_flush_that_is_asked_for_leaves_merges_to_the_janitor() -> Result<()> {
+    const SEGMENTS: &str = "(SELECT segments FROM drift_index_info('t_e'))";
+    let cluster = preloaded().start()?;
+    let mut client = cluster.connect()?;
+    table(&mut client, 8)?;
+    client.batch_execute("SET drift.log_limit = '1GB'")?;
+    let flush = |client: &mut Client, from: i32, to: i32| -> Result<i32> {
+        insert(client, 8, from, to)?;
+        client.batch_execute("SELECT drift_flush('t_e')")?;
+        Ok(client.query_one(&format!("SELECT {SEGMENTS}"), &[])?.get(0))
+    };
+    flush(&mut client, 1, 4000)?;
+    let mut most = 0;
+    for round in 0..6 {
+        most = most.max(flush(&mut client, 4001 + round * 100, 4100 + round * 100)?);
+    }
+    ensure!(most >= 4, "merged while a session waited: {most} segments at most");
+    check(&mut client)?;
+    wait_until(&mut client, &format!("{SEGMENTS} = 1 AND {WORKERS} = 0"))?;
+    // Nobody else would.
+    set(&mut client, "drift.janitor", "off")?;
+    wait_until(&mut client, "current_setting('drift.janitor') = 'off'")?;
+    for round in 0..6 {
+        let segments = flush(&mut client, 4601 + round * 100, 4700 + round * 100)?;
+        ensure!(segments <= 3, "{segments} segments and no janitor");
+    }
+    check(&mut client)?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
 fn statements_that_want_the_database_for_themselves_get_it() -> Result<()> {
     let cluster = preloaded().start()?;
     let mut other = cluster.connect()?;
