@@ -4,6 +4,7 @@
 //!
 //! | layer | what it knows |
 //! |---|---|
+//! | `allocator` | where large blocks of memory come from |
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | [`quant`] | projection, rotation, short codes and int8 codes of residuals, and the bounds of their error |
 //! | [`cluster`] | k-means, the router over its centroids, second buckets, groups of centroids |
