@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 use rayon::prelude::*;
 
 use super::coded::{self, CodedCentroids, CodedWorkspace};
-use super::{check, get_or_try_init, Stopped};
+use super::{check, evenly, get_or_try_init, Stopped};
 use crate::simd::{kernels, Kernels, Tile, TilePanels, TILE_COLS, TILE_ROWS};
 
 /// Bytes of packed rows that one task works on: a good part of a core's second-level cache.
@@ -161,8 +161,7 @@ impl PackedCentroids {
         }
         let made = get_or_try_init(&self.coded, || {
             let Some(coded) = CodedCentroids::new(self, stop)? else { return Ok(None) };
-            let row = |nth: usize| &rows[nth * count / coded::SAMPLE_ROWS * self.dim..][..self.dim];
-            let sample: Vec<f32> = (0..coded::SAMPLE_ROWS).flat_map(row).copied().collect();
+            let sample = evenly(rows, self.dim, coded::SAMPLE_ROWS);
             let (mut exact, mut found) = ([0; coded::SAMPLE_ROWS], [0; coded::SAMPLE_ROWS]);
             self.nearest_by_products(&sample, &mut exact, stop)?;
             self.nearest_by_codes(&coded, &sample, &mut found, stop)?;

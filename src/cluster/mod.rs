@@ -31,6 +31,15 @@ pub use training::{train, Trained};
 #[error("stopped")]
 pub struct Stopped;
 
+/// `count` of the row-major `rows`, which are as many at least, evenly taken.
+fn evenly(rows: &[f32], dim: usize, count: usize) -> Vec<f32> {
+    let all = rows.len() / dim;
+    let row = |nth: usize| &rows[nth * all / count * dim..][..dim];
+    let mut taken = Vec::with_capacity(count * dim);
+    (0..count).for_each(|nth| taken.extend_from_slice(row(nth)));
+    taken
+}
+
 /// Fails once the flag is up.
 fn check(stop: &AtomicBool) -> Result<(), Stopped> {
     if stop.load(Ordering::Relaxed) {

@@ -5,7 +5,7 @@ use super::coding::{choose, Sample};
 use super::kmeans::{self, Params};
 use super::principal::principal;
 use super::subspace::{products, VectorSpace};
-use super::{check, Stopped};
+use super::{check, evenly, Stopped};
 use crate::metric::Metric;
 use crate::quant::{self, sign, Projection};
 use std::sync::atomic::AtomicBool;
@@ -99,8 +99,7 @@ impl Directions {
     ) -> Result<Option<Directions>, Stopped> {
         let rows = samples.len() / dim;
         let taken = rows.min(ROWS).min(BYTES / (dim * size_of::<f32>())).max(FEWEST_ROWS);
-        let row = |nth| &samples[nth * rows / taken * dim..][..dim];
-        let few = (0..taken).flat_map(row).copied().collect();
+        let few = evenly(samples, dim, taken);
         let most = match dim {
             ..=MOST => dim,
             _ => (dim / 6).next_multiple_of(STEP).clamp(FEWEST, MOST),

@@ -14,7 +14,7 @@ use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
 use super::coded::CodedWorkspace;
 use super::groups::Groups;
 use super::kmeans::Members;
-use super::Stopped;
+use super::{evenly, Stopped};
 use crate::simd::{TILE_COLS, TILE_ROWS};
 
 /// Centroids below which the exact search is as fast.
@@ -139,11 +139,7 @@ impl GroupedCentroids {
         stop: &AtomicBool,
     ) -> Result<Option<f32>, Stopped> {
         let dim = self.groups.shift().len();
-        let count = rows.len() / dim;
-        let mut sample = Vec::with_capacity(SAMPLE_ROWS * dim);
-        for i in 0..SAMPLE_ROWS.min(count) {
-            sample.extend_from_slice(&rows[i * count / SAMPLE_ROWS.min(count) * dim..][..dim]);
-        }
+        let sample = evenly(rows, dim, SAMPLE_ROWS.min(rows.len() / dim));
         let mut nearest = vec![0; sample.len() / dim];
         exact.nearest(&sample, &mut nearest, stop)?;
         let margins: Vec<(f32, Vec<f32>)> = sample

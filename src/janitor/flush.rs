@@ -202,7 +202,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     }
     let crew = Crew::new();
     let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
-    let mut assigned = Assigned::nothing();
+    let mut assigned = Assigned::default();
     let mut sorter = None;
     // Where it is trained anew, no row keeps its bucket.
     let retrains = Due::of(&manifest, dims, flushed.rows, zeal).retrain;

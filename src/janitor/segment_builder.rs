@@ -45,6 +45,7 @@ pub struct Sorter {
 }
 
 /// Where rows belong.
+#[derive(Default)]
 pub struct Assigned {
     /// The bucket of each row.
     pub buckets: Vec<u32>,
@@ -54,13 +55,6 @@ pub struct Assigned {
     pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
     radii: Vec<f32>,
-}
-
-impl Assigned {
-    /// Of no rows.
-    pub fn nothing() -> Assigned {
-        Assigned { buckets: Vec::new(), second: Vec::new(), strangers: 0, radii: Vec::new() }
-    }
 }
 
 impl SegmentBuilder<'_> {
@@ -78,8 +72,8 @@ impl SegmentBuilder<'_> {
         let Trained { centroids, space: learned } = trained;
         let count = centroids.len() / self.dims;
         let untried = Router::within(learned, self.metric, centroids, vec![0.0; count]);
-        let assigned = self.assign(&untried, store, Some(&mut trial));
-        let router = untried.with_radii(assigned.radii.clone());
+        let mut assigned = self.assign(&untried, store, Some(&mut trial));
+        let router = untried.with_radii(std::mem::take(&mut assigned.radii));
         let bytes = router::encode(&router);
         let extents = space.take(Column::pages(bytes.len() as u64));
         let column = ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes);
