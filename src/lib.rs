@@ -50,6 +50,9 @@ mod vector;
 #[::pgrx::pg_guard]
 pub extern "C-unwind" fn _PG_init() {
     hide_backtraces();
+    // What the processor can do takes long to ask where it is a virtual one. Sessions of a server
+    // that preloads the library have the answers from the start.
+    simd::kernels();
     memtable::define_settings();
     janitor::background::initialize();
     am::define_settings();

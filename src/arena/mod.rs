@@ -3,8 +3,9 @@
 //! An arena is *derived*: everything in it can be computed again from the segment's pages, nothing
 //! in it is ever returned to a user, and it is removed, rebuilt or ignored at will. So it is never
 //! trusted either. It is recognised by the random id of its segment, not by its name; opening
-//! checks header, table and lengths, and the first touch of a bucket checks its bytes. Whatever
-//! fails is an [`ArenaError`], upon which the caller reads the pages instead.
+//! checks header, table and lengths, and the first touch of a bucket checks its bytes; what one
+//! process of a server has checked the others need not ([`proofs`]). Whatever fails is an
+//! [`ArenaError`], upon which the caller reads the pages instead.
 //!
 //! ```text
 //!      0  header, 128 bytes: magic, version, CRC32 of itself,
@@ -37,6 +38,7 @@ mod bucket;
 mod directory;
 mod format;
 mod plan;
+mod proofs;
 mod reader;
 mod routing;
 #[cfg(test)]
@@ -47,6 +49,7 @@ pub use bucket::{encode_run, EncodedBucket, SignCodes};
 pub use directory::{list, remove, ArenaName, Listed};
 pub use format::{BucketEntry, BucketShape, Identity, Layout, SpilledRow};
 pub use plan::Plan;
+pub use proofs::{share_proofs, PROOFS};
 pub use reader::{Arena, BucketCodes};
 pub use routing::{routed_by, RoutingArena, RoutingIdentity};
 pub use writer::Writer;

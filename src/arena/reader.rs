@@ -12,6 +12,7 @@ use super::format::{
     block, data_offset, Footer, Header, RowShape, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC, MAGIC,
     TABLE, VERSION,
 };
+use super::proofs::{Part, Proofs};
 use super::{ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
 use crate::quant::Factors;
 use crate::simd::{self, SignRows};
@@ -26,6 +27,8 @@ pub struct Arena {
     table: Range<usize>,
     /// One bit a bucket: its block was found to be what was written.
     sound: Box<[AtomicU64]>,
+    /// What other processes have found.
+    proofs: Proofs,
 }
 
 /// The codes of one bucket, row by row.
@@ -70,11 +73,15 @@ impl Arena {
         // SAFETY: the file is in the server's data directory and is written only before it takes
         // its name: its length and bytes no longer change while it is mapped.
         let map = unsafe { Mmap::map(file) }?;
-        Arena::check(map, identity)
+        Arena::check(map, identity, Proofs::of(&metadata))
     }
 
     /// Checks all of an arena but its blocks.
-    pub(super) fn check(map: Mmap, identity: &Identity) -> Result<Arena, ArenaError> {
+    pub(super) fn check(
+        map: Mmap,
+        identity: &Identity,
+        proofs: Proofs,
+    ) -> Result<Arena, ArenaError> {
         let length = map.len() as u64;
         let header: Header = read(&map, 0).ok_or(ArenaError::Truncated)?;
         if header.magic != MAGIC {
@@ -118,34 +125,44 @@ impl Arena {
         {
             return Err(ArenaError::Damaged("footer"));
         }
-        let room = slice(&map, TABLE, header.data).ok_or(ArenaError::Truncated)?;
-        if crc32fast::hash(room) != header.table_crc {
-            return Err(ArenaError::Damaged("table"));
-        }
         let start = TABLE as usize;
         let table = start..start + header.entries as usize * size_of::<BucketEntry>();
         let sound = (0..header.entries.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let arena = Arena { map, identity: *identity, shape, table, sound };
-        let mut walk = Walk::new(header.data, shape);
-        for entry in arena.buckets() {
+        let arena = Arena { map, identity: *identity, shape, table, sound, proofs };
+        let mut found = Ok(());
+        proofs.hold(Part::Whole, || {
+            found = arena.check_table(&header);
+            found.is_ok()
+        });
+        found.map(|()| arena)
+    }
+
+    /// Checks the table: its entries say where everything is.
+    fn check_table(&self, header: &Header) -> Result<(), ArenaError> {
+        let room = slice(&self.map, TABLE, header.data).ok_or(ArenaError::Truncated)?;
+        if crc32fast::hash(room) != header.table_crc {
+            return Err(ArenaError::Damaged("table"));
+        }
+        let mut walk = Walk::new(header.data, self.shape);
+        for entry in self.buckets() {
             if !walk.ascends(entry.bucket)
                 || entry.first_row != walk.row
                 || entry.offset != walk.offset
-                || (entry.spilled > 0 && shape.code_bits == 0)
+                || (entry.spilled > 0 && self.shape.code_bits == 0)
                 || walk.step(entry).is_none()
                 || walk.offset > header.footer
             {
                 return Err(ArenaError::Damaged("entry of the table"));
             }
         }
-        let own = arena.buckets().iter().filter(|entry| entry.rows > 0).count();
+        let own = self.buckets().iter().filter(|entry| entry.rows > 0).count();
         if own != header.buckets as usize {
             return Err(ArenaError::Damaged("buckets of the table"));
         }
         if walk.row != header.rows || walk.offset != header.footer {
             return Err(ArenaError::Damaged("sum of the table"));
         }
-        Ok(arena)
+        Ok(())
     }
 
     /// What the arena was made of.
@@ -187,7 +204,7 @@ impl Arena {
         let bytes = slice(&self.map, entry.offset, end).ok_or(OUTSIDE)?;
         let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
-            if crc32fast::hash(bytes) != entry.crc {
+            if !self.proofs.hold(Part::Block(index), || crc32fast::hash(bytes) == entry.crc) {
                 return Err(ArenaError::Damaged("block"));
             }
             word.fetch_or(bit, Ordering::Relaxed);

@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 
 use super::directory::Temporary;
 use super::format::{block, Footer, ALIGN};
+use super::proofs::Proofs;
 use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
 
 /// A huge page. What is written to the file as a whole at a multiple of it, the system can keep,
@@ -197,7 +198,7 @@ impl Writer {
             }
             Sink::Memory { mut map, .. } => {
                 map.split_at_mut(head.len()).0.copy_from_slice(&head);
-                Arena::check(map.make_read_only()?, &identity)
+                Arena::check(map.make_read_only()?, &identity, Proofs::none())
             }
         }
     }

@@ -12,6 +12,7 @@ mod format;
 pub use format::RoutingIdentity;
 
 use super::directory::Temporary;
+use super::proofs::{Part, Proofs};
 use super::writer::anonymous;
 use super::{ArenaError, ArenaName};
 use crate::cluster::{Groups, Neighbours, Routed, Router};
@@ -43,6 +44,25 @@ pub struct RoutingArena {
     typical: f32,
     rotation: Rotation,
     projection: Projection,
+}
+
+/// Checks what says where the centroids are, and their codes.
+fn check_groups(map: &Mmap, header: &Header, parts: &Parts) -> Result<(), ArenaError> {
+    if crc32fast::hash(&map[size_of::<Header>()..parts.points.start]) != header.body_crc {
+        return Err(ArenaError::Damaged("codes of centroids"));
+    }
+    let first_places: &[u32] = bytemuck::cast_slice(&map[parts.first_places.clone()]);
+    let numbers: &[u32] = bytemuck::cast_slice(&map[parts.numbers.clone()]);
+    let in_blocks = |place: &u32| (*place as usize).is_multiple_of(SIGN_BLOCK);
+    if !first_places.is_sorted()
+        || !first_places.iter().all(in_blocks)
+        || first_places.first() != Some(&0)
+        || first_places.last() != Some(&header.places)
+        || numbers.iter().any(|number| *number >= header.buckets && *number != NO_CENTROID)
+    {
+        return Err(ArenaError::Damaged("groups of centroids"));
+    }
+    Ok(())
 }
 
 /// One bit a bucket.
@@ -106,7 +126,7 @@ impl RoutingArena {
         let bytes = encode(router_id, router, routed)?;
         let mut map = anonymous(bytes.len())?;
         map.copy_from_slice(&bytes);
-        RoutingArena::check(map.make_read_only()?, &identity(router_id, router))
+        RoutingArena::check(map.make_read_only()?, &identity(router_id, router), Proofs::none())
     }
 
     /// Opens and maps the arena of a router.
@@ -137,10 +157,14 @@ impl RoutingArena {
         // SAFETY: the file is in the server's data directory and is written only before it takes
         // its name: its length and bytes no longer change while it is mapped.
         let map = unsafe { Mmap::map(file) }?;
-        RoutingArena::check(map, identity)
+        RoutingArena::check(map, identity, Proofs::of(&metadata))
     }
 
-    fn check(map: Mmap, identity: &RoutingIdentity) -> Result<RoutingArena, ArenaError> {
+    fn check(
+        map: Mmap,
+        identity: &RoutingIdentity,
+        proofs: Proofs,
+    ) -> Result<RoutingArena, ArenaError> {
         let head = map.get(..size_of::<Header>()).ok_or(ArenaError::Truncated)?;
         let header: Header = bytemuck::pod_read_unaligned(head);
         if header.magic != MAGIC {
@@ -173,20 +197,12 @@ impl RoutingArena {
         {
             return Err(ArenaError::Damaged("length"));
         }
-        if crc32fast::hash(&map[size_of::<Header>()..parts.points.start]) != header.body_crc {
-            return Err(ArenaError::Damaged("codes of centroids"));
-        }
-        let first_places: &[u32] = bytemuck::cast_slice(&map[parts.first_places.clone()]);
-        let numbers: &[u32] = bytemuck::cast_slice(&map[parts.numbers.clone()]);
-        let in_blocks = |place: &u32| (*place as usize).is_multiple_of(SIGN_BLOCK);
-        if !first_places.is_sorted()
-            || !first_places.iter().all(in_blocks)
-            || first_places.first() != Some(&0)
-            || first_places.last() != Some(&header.places)
-            || numbers.iter().any(|number| *number >= identity.buckets && *number != NO_CENTROID)
-        {
-            return Err(ArenaError::Damaged("groups of centroids"));
-        }
+        let mut found = Ok(());
+        proofs.hold(Part::Whole, || {
+            found = check_groups(&map, &header, &parts);
+            found.is_ok()
+        });
+        found?;
         Ok(RoutingArena {
             typical: header.typical,
             neighbours_crc: header.neighbours_crc,

@@ -1,6 +1,7 @@
-//! The board in shared memory, its lock, and what is read without it.
+//! The board in shared memory, its lock, and what is read without it; proofs that arenas are sound.
 
 use super::board::Board;
+use crate::arena;
 use pgrx::{pg_guard, pg_sys};
 use std::cell::UnsafeCell;
 use std::ffi::CStr;
@@ -22,6 +23,8 @@ struct Shared {
     /// Whoever had the lock has not put the board in order.
     poisoned: AtomicBool,
     board: UnsafeCell<Board>,
+    /// What has been found sound in arenas.
+    proofs: [AtomicU64; arena::PROOFS],
 }
 
 static mut SHARED: *mut Shared = null_mut();
@@ -68,6 +71,7 @@ unsafe extern "C-unwind" fn startup() {
             std::ptr::write_bytes(memory, 0, 1);
             (*memory).epoch.store(1, Ordering::Relaxed);
         }
+        arena::share_proofs(&(*memory).proofs);
         SHARED = memory;
         LOCK = &raw mut (*pg_sys::GetNamedLWLockTranche(NAME.as_ptr())).lock;
     }
