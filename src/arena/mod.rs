@@ -37,6 +37,7 @@
 mod bucket;
 mod directory;
 mod format;
+mod mapping;
 mod plan;
 mod proofs;
 mod reader;

@@ -13,7 +13,7 @@ use super::format::{
     TABLE, VERSION,
 };
 use super::proofs::{Part, Proofs};
-use super::{ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
+use super::{mapping, ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
 use crate::quant::Factors;
 use crate::simd::{self, SignRows};
 
@@ -63,17 +63,8 @@ impl Arena {
 
     /// Maps an open file.
     pub(super) fn map(file: &File, identity: &Identity) -> Result<Arena, ArenaError> {
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(ArenaError::Damaged("not a file"));
-        }
-        if metadata.len() < TABLE + FOOTER_BYTES {
-            return Err(ArenaError::Truncated);
-        }
-        // SAFETY: the file is in the server's data directory and is written only before it takes
-        // its name: its length and bytes no longer change while it is mapped.
-        let map = unsafe { Mmap::map(file) }?;
-        Arena::check(map, identity, Proofs::of(&metadata))
+        let (map, proofs) = mapping::map(file, TABLE + FOOTER_BYTES)?;
+        Arena::check(map, identity, proofs)
     }
 
     /// Checks all of an arena but its blocks.

@@ -10,6 +10,7 @@ use memmap2::MmapMut;
 
 use super::directory::Temporary;
 use super::format::{block, Footer, ALIGN};
+use super::mapping::anonymous;
 use super::proofs::Proofs;
 use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
 
@@ -81,15 +82,6 @@ impl Sink {
             }
         }
     }
-}
-
-/// Memory of this process, in huge pages if the system has some.
-pub fn anonymous(length: usize) -> io::Result<MmapMut> {
-    let map = MmapMut::map_anon(length)?;
-    // A hint: without it everything works.
-    #[cfg(target_os = "linux")]
-    let _ = map.advise(memmap2::Advice::HugePage);
-    Ok(map)
 }
 
 impl Writer {

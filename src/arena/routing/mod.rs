@@ -12,8 +12,8 @@ mod format;
 pub use format::RoutingIdentity;
 
 use super::directory::Temporary;
+use super::mapping::{self, anonymous};
 use super::proofs::{Part, Proofs};
-use super::writer::anonymous;
 use super::{ArenaError, ArenaName};
 use crate::cluster::{Groups, Neighbours, Routed, Router};
 use crate::metric::Metric;
@@ -147,17 +147,8 @@ impl RoutingArena {
     }
 
     fn map(file: &File, identity: &RoutingIdentity) -> Result<RoutingArena, ArenaError> {
-        let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(ArenaError::Damaged("not a file"));
-        }
-        if metadata.len() < size_of::<Header>() as u64 {
-            return Err(ArenaError::Truncated);
-        }
-        // SAFETY: the file is in the server's data directory and is written only before it takes
-        // its name: its length and bytes no longer change while it is mapped.
-        let map = unsafe { Mmap::map(file) }?;
-        RoutingArena::check(map, identity, Proofs::of(&metadata))
+        let (map, proofs) = mapping::map(file, size_of::<Header>() as u64)?;
+        RoutingArena::check(map, identity, proofs)
     }
 
     fn check(
