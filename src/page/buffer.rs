@@ -99,33 +99,6 @@ impl Locked {
         }
     }
 
-    /// Adds `pages` zeroed pages to the main fork, to be written by [`Locked::overwrite`]; returns
-    /// the first.
-    ///
-    /// They go to the file without passing through buffers, all under one lock: a column's pages
-    /// are asked for long before they are written.
-    pub fn extend_by(index: Index, pages: u32) -> u32 {
-        /// As I/O past the kernel's cache wants it.
-        #[repr(C, align(4096))]
-        struct Zeros([u8; PAGE]);
-        let mut zeros = Zeros([0; PAGE]);
-        let fork = pg_sys::ForkNumber::MAIN_FORKNUM;
-        // SAFETY: the relation is open; under the extension lock nobody else adds pages.
-        // smgrextend only reads the page it is given. A buffer of a block beyond the end cannot
-        // exist.
-        unsafe {
-            let lock = pg_sys::ExclusiveLock as pg_sys::LOCKMODE;
-            pg_sys::LockRelationForExtension(index.relation(), lock);
-            let first = index.blocks();
-            for block in first..first.saturating_add(pages) {
-                let file = pg_sys::RelationGetSmgr(index.relation());
-                pg_sys::smgrextend(file, fork, block, zeros.0.as_mut_ptr().cast(), false);
-            }
-            pg_sys::UnlockRelationForExtension(index.relation(), lock);
-            first
-        }
-    }
-
     /// The buffer, for PostgreSQL's functions.
     pub fn buffer(&self) -> pg_sys::Buffer {
         self.buffer

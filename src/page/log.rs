@@ -6,9 +6,10 @@
 //! new page.
 
 use super::buffer::Locked;
+use super::extension::extend_by;
 use super::fault::{Fault, Read};
 use super::layout::{
-    Kind, LogHead, MetaPayload, RecordHead, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
+    Extent, Kind, LogHead, MetaPayload, RecordHead, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
 };
 use super::meta::{self, View};
 use super::patch::Patch;
@@ -185,10 +186,21 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     })
 }
 
+/// Where nothing is left of what was set aside, the relation grows by this part of the log, up to so
+/// many pages: each time it does costs far more than a page.
+const SHARE_AHEAD: u32 = 8;
+const MOST_AHEAD: u32 = 63;
+
 /// A page for the log: one set aside for it, or a new one at the relation's end.
 fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
     let Some(run) = meta.log_reserve.iter_mut().rev().find(|extent| extent.len > 0) else {
-        return Ok(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM));
+        let more = (meta.log_pages / SHARE_AHEAD).min(MOST_AHEAD);
+        if more == 0 {
+            return Ok(Locked::extend(index, pg_sys::ForkNumber::MAIN_FORKNUM));
+        }
+        let start = extend_by(index, 1 + more);
+        meta.log_reserve[0] = Extent { start: start.saturating_add(1), len: more };
+        return Ok(Locked::overwrite(index, start));
     };
     run.len -= 1;
     let block = run.start.saturating_add(run.len);

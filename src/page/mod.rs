@@ -18,6 +18,7 @@
 
 mod buffer;
 mod column;
+mod extension;
 mod fault;
 mod identity;
 pub mod layout;

@@ -1,6 +1,6 @@
 //! Free pages: all that neither the manifest nor the log reaches.
 
-use super::buffer::Locked;
+use super::extension::extend_by;
 use super::fault::{Fault, Read};
 use super::layout::{Extent, META_BLOCK};
 use super::manifest::Manifest;
@@ -8,7 +8,7 @@ use super::meta::View;
 use super::Index;
 
 /// Pages added to the relation at a time.
-const EXTENSION: u32 = 64;
+const EXTENSION: u32 = 256;
 
 /// The free pages of an index, handed out by the one job that holds the job lock.
 pub struct Space {
@@ -62,7 +62,7 @@ impl Space {
         }
         while want > 0 {
             let batch = want.min(EXTENSION);
-            let first = Locked::extend_by(self.index, batch);
+            let first = extend_by(self.index, batch);
             let end = first.checked_add(batch).unwrap_or_else(|| too_large());
             for block in first..end {
                 if self.reserve.iter().any(|extent| extent.contains(block)) {
