@@ -142,10 +142,10 @@ impl SegmentBuilder<'_> {
             let rows = vectors.len() / dims;
             let trial = trial.as_deref_mut();
             let found = self.crew.run(|stop| {
+                let vectors = &*as_compared(metric, dims, vectors);
                 if let Some(trial) = trial {
                     trial.observe(first, vectors, stop)?;
                 }
-                let vectors = &*as_compared(metric, dims, vectors);
                 let (mut found, mut others) = (vec![0u32; rows], Vec::new());
                 if spills {
                     others.resize(rows, 0);

@@ -9,7 +9,9 @@ use crate::cluster::{Router, Stopped, NO_BUCKET};
 use crate::metric::Metric;
 use crate::quant::{self, sign};
 use crate::search::probe::ProbeOrder;
+use crate::simd::kernels;
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The recalls whose cost is known.
@@ -78,13 +80,16 @@ struct Neighbour<V> {
 
 impl Trial {
     /// A trial with these queries, row-major.
-    pub fn new(metric: Metric, dims: usize, queries: Vec<f32>) -> Trial {
+    pub fn new(metric: Metric, dims: usize, mut queries: Vec<f32>) -> Trial {
+        if metric == Metric::Cosine {
+            quant::normalize_rows(dims, &mut queries);
+        }
         let nearest = (0..queries.len() / dims).map(|_| Vec::new()).collect();
         Trial { metric, dims, queries, nearest }
     }
 
-    /// Takes note of the rows from number `first` on. A row equal to the query is passed over:
-    /// usually it is the query.
+    /// Takes note of the rows from number `first` on, under cosine of length one. A row equal to
+    /// the query is passed over: usually it is the query.
     ///
     /// # Errors
     /// [`Stopped`] when `stop` was set.
@@ -104,9 +109,15 @@ impl Trial {
                 }
                 let first = first + nth * block_rows;
                 for (query, nearest) in queries.chunks_exact(dims).zip(&mut *nearest) {
+                    let mut reach = reach(metric, nearest);
                     for (vector, row) in block.chunks_exact(dims).zip(first..) {
+                        if is_beyond(reach, query, vector) {
+                            continue;
+                        }
                         let rank = metric.rank(query, vector);
-                        offer(nearest, query, Neighbour { rank, row, vector });
+                        if offer(nearest, query, Neighbour { rank, row, vector }) {
+                            reach = self::reach(metric, nearest);
+                        }
                     }
                 }
             }
@@ -136,13 +147,8 @@ impl Trial {
                 let first: Vec<u32> = nearest.iter().map(|near| buckets[near.row]).collect();
                 let mut second = vec![NO_BUCKET; first.len()];
                 if spills {
-                    let mut rows = Vec::with_capacity(first.len() * dims);
-                    for near in nearest {
-                        rows.extend_from_slice(&near.vector);
-                    }
-                    if metric == Metric::Cosine {
-                        quant::normalize_rows(dims, &mut rows);
-                    }
+                    let rows: Vec<f32> =
+                        nearest.iter().flat_map(|near| &near.vector).copied().collect();
                     router.spill(&rows, &first, &mut second, stop)?;
                 }
                 let wanted = first.into_iter().zip(second).collect();
@@ -160,18 +166,51 @@ impl Trial {
     }
 }
 
-/// Puts a row in its place among those nearest to a query, unless enough are nearer.
-fn offer(nearest: &mut Vec<Neighbour<Vec<f32>>>, query: &[f32], row: Neighbour<&[f32]>) {
+/// The squared distance beyond which no row is one of the nearest: what is farther in some of its
+/// components already need not be compared in the others. Infinite where ranks are no distances.
+fn reach(metric: Metric, nearest: &[Neighbour<Vec<f32>>]) -> f32 {
+    let Some(worst) = nearest.get(NEIGHBOURS - 1) else { return f32::INFINITY };
+    let square = match metric {
+        Metric::L2 => worst.rank,
+        // Of vectors of length one: |a - b|^2 = 2 - 2 <a, b>. Two that are near to each other
+        // have ranks of what rounding left.
+        Metric::Cosine => 2.0 * worst.rank + f64::from(f32::EPSILON) * 8.0,
+        Metric::InnerProduct | Metric::L1 => return f32::INFINITY,
+    };
+    (square * (1.0 + ROUNDING)) as f32
+}
+
+/// What rounding makes of a sum, at most.
+const ROUNDING: f64 = 1e-4;
+
+/// Whether the first half of the components, or the first quarter, says that a row is too far.
+fn is_beyond(reach: f32, query: &[f32], vector: &[f32]) -> bool {
+    if reach == f32::INFINITY {
+        return false;
+    }
+    let (quarter, half) = (query.len() / 4, query.len() / 2);
+    let squared = |part: Range<usize>| {
+        let (query, vector) = (&query[part.clone()], &vector[part]);
+        (kernels().l2_squared)(query, vector)
+    };
+    let first = squared(0..quarter);
+    first > reach || first + squared(quarter..half) > reach
+}
+
+/// Puts a row in its place among those nearest to a query, unless enough are nearer; tells whether
+/// it did.
+fn offer(nearest: &mut Vec<Neighbour<Vec<f32>>>, query: &[f32], row: Neighbour<&[f32]>) -> bool {
     let is_full = nearest.len() == NEIGHBOURS;
     if is_full && nearest.last().is_some_and(|worst| row.rank >= worst.rank) {
-        return;
+        return false;
     }
     if row.rank.is_nan() || row.vector == query {
-        return;
+        return false;
     }
     let place = nearest.partition_point(|better| better.rank <= row.rank);
     nearest.insert(place, Neighbour { rank: row.rank, row: row.row, vector: row.vector.to_vec() });
     nearest.truncate(NEIGHBOURS);
+    true
 }
 
 /// For each of the `wanted` pairs of buckets, how many have been probed when one of them has.
@@ -236,6 +275,32 @@ mod tests {
         trial.observe(2000, &rows[4000..], &STOP).unwrap();
         let shares = trial.finish(&router, &routing, &buckets, &STOP).unwrap().shares();
         assert!(shares.iter().all(|share| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6));
+    }
+
+    #[test]
+    fn what_is_given_up_early_is_not_among_the_nearest() {
+        let mut rng = SmallRng::seed_from_u64(4);
+        for metric in [Metric::L2, Metric::Cosine, Metric::InnerProduct, Metric::L1] {
+            for dims in [1, 3, 20, 300] {
+                let mut rows: Vec<f32> =
+                    (0..500 * dims).map(|_| rng.random_range(-1.0..1.0)).collect();
+                let queries = rows[..20 * dims].to_vec();
+                if metric == Metric::Cosine {
+                    quant::normalize_rows(dims, &mut rows);
+                }
+                let mut trial = Trial::new(metric, dims, queries);
+                trial.observe(0, &rows, &STOP).unwrap();
+                for (nth, nearest) in trial.nearest.iter().enumerate() {
+                    let query = &trial.queries[nth * dims..][..dims];
+                    let rank = |row: usize| metric.rank(query, &rows[row * dims..][..dims]);
+                    let is_other = |row: &usize| rows[row * dims..][..dims] != *query;
+                    let mut ranks: Vec<f64> = (0..500).filter(is_other).map(rank).collect();
+                    ranks.sort_unstable_by(f64::total_cmp);
+                    let found: Vec<f64> = nearest.iter().map(|near| near.rank).collect();
+                    assert_eq!(found, ranks[..NEIGHBOURS], "{metric:?}, {dims}");
+                }
+            }
+        }
     }
 
     #[test]
