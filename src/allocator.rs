@@ -120,8 +120,9 @@ mod mapped {
             }
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
             let moved = libc::mremap(block.cast(), from, to, flags, place.cast::<c_void>());
+            // Where it fails, `place` may be somebody else's already: it is given up before it is
+            // known whether there is memory. What is left of it is room without memory.
             if moved == libc::MAP_FAILED {
-                unmap(place, to);
                 return null_mut();
             }
             moved.cast()

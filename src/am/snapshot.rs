@@ -34,6 +34,8 @@ struct LiveSegment {
     arena: OnceCell<Arena>,
     /// A bucket's codes did not match their checksum.
     damaged: Cell<bool>,
+    /// All of the arena has been found to be what was written.
+    seen_sound: Cell<bool>,
     /// The bucket table from pages, for when there is no arena.
     buckets: OnceCell<Vec<(BucketShape, u64)>>,
 }
@@ -132,9 +134,11 @@ impl Snapshot {
     /// As [`Snapshot::of`], for a search that may not be led astray by damage not met yet.
     pub fn of_sound(index: Index, view: &View) -> Read<Rc<Snapshot>> {
         let snapshot = Snapshot::of(index, view)?;
-        match snapshot.routing() {
-            Some(routing) if !routing.is_sound() => Snapshot::of(index, view),
-            _ => Ok(snapshot),
+        let routing = snapshot.routing().is_none_or(RoutingArena::is_sound);
+        let damaged = snapshot.segments.iter().filter(|segment| !segment.is_sound()).count();
+        match routing && damaged == 0 {
+            true => Ok(snapshot),
+            false => Snapshot::of(index, view),
         }
     }
 
@@ -226,7 +230,24 @@ impl LiveSegment {
             }
         }
         let rows = RowMap::new(index, &segment, dims)?;
-        Ok(LiveSegment { segment, rows, arena: cell, damaged: Cell::new(false), buckets: shapes })
+        let (damaged, seen_sound) = (Cell::new(false), Cell::new(false));
+        Ok(LiveSegment { segment, rows, arena: cell, damaged, seen_sound, buckets: shapes })
+    }
+
+    /// Whether all of the arena is what was written, as far as this backend has seen for itself.
+    fn is_sound(&self) -> bool {
+        let Some(arena) = self.arena.get() else { return true };
+        if !self.seen_sound.get() {
+            let is_block_sound = |nth| {
+                pgrx::check_for_interrupts!();
+                arena.is_block_sound(nth)
+            };
+            match arena.is_table_sound() && (0..arena.buckets().len()).all(is_block_sound) {
+                true => self.seen_sound.set(true),
+                false => self.damaged.set(true),
+            }
+        }
+        self.seen_sound.get()
     }
 
     fn has_sound_arena(&self) -> bool {

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{Advice, Mmap};
 
 use super::format::{
-    block, data_offset, Footer, Header, RowShape, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC, MAGIC,
-    TABLE, VERSION,
+    block, data_offset, Block, Footer, Header, RowShape, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC,
+    MAGIC, TABLE, VERSION,
 };
 use super::proofs::{Part, Proofs};
 use super::{mapping, ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
@@ -30,6 +30,8 @@ pub struct Arena {
     /// What other processes have found.
     proofs: Proofs,
 }
+
+const OUTSIDE: ArenaError = ArenaError::Damaged("block outside the file");
 
 /// The codes of one bucket, row by row.
 #[derive(Clone, Copy, Debug)]
@@ -156,6 +158,25 @@ impl Arena {
         Ok(())
     }
 
+    /// Checks the table once more, whatever others have found.
+    pub fn is_table_sound(&self) -> bool {
+        read(&self.map, 0).is_some_and(|header| self.check_table(&header).is_ok())
+    }
+
+    /// Checks the block of the bucket at this index once more, whatever others have found.
+    pub fn is_block_sound(&self, index: usize) -> bool {
+        self.block(index).is_ok_and(|(entry, _, bytes)| crc32fast::hash(bytes) == entry.crc)
+    }
+
+    /// The entry of a bucket, and its block.
+    fn block(&self, index: usize) -> Result<(&BucketEntry, Block, &[u8]), ArenaError> {
+        let entry = self.buckets().get(index).ok_or(ArenaError::Layout("index of a bucket"))?;
+        let parts = block(entry.rows, entry.spilled, self.shape);
+        let end = entry.offset.checked_add(parts.length).ok_or(OUTSIDE)?;
+        let bytes = slice(&self.map, entry.offset, end).ok_or(OUTSIDE)?;
+        Ok((entry, parts, bytes))
+    }
+
     /// What the arena was made of.
     pub fn identity(&self) -> &Identity {
         &self.identity
@@ -188,11 +209,7 @@ impl Arena {
     /// [`ArenaError::Damaged`] when its bytes are not what was written, [`ArenaError::Layout`] when
     /// there is no such index.
     pub fn bucket(&self, index: usize) -> Result<BucketCodes<'_>, ArenaError> {
-        const OUTSIDE: ArenaError = ArenaError::Damaged("block outside the file");
-        let entry = self.buckets().get(index).ok_or(ArenaError::Layout("index of a bucket"))?;
-        let parts = block(entry.rows, entry.spilled, self.shape);
-        let end = entry.offset.checked_add(parts.length).ok_or(OUTSIDE)?;
-        let bytes = slice(&self.map, entry.offset, end).ok_or(OUTSIDE)?;
+        let (entry, parts, bytes) = self.block(index)?;
         let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
         if word.load(Ordering::Relaxed) & bit == 0 {
             if !self.proofs.hold(Part::Block(index), || crc32fast::hash(bytes) == entry.crc) {

@@ -168,7 +168,9 @@ fn every_damaged_byte_is_noticed() {
             }
             let opened = opened.unwrap();
             let hit = entries.iter().rposition(|e| e.offset as usize <= at).unwrap();
+            assert!(opened.is_table_sound());
             for i in 0..entries.len() {
+                assert_eq!(opened.is_block_sound(i), i != hit, "byte {at}, bucket {i}");
                 for _ in 0..2 {
                     let damaged = matches!(opened.bucket(i), Err(ArenaError::Damaged(_)));
                     assert_eq!(damaged, i == hit, "byte {at}, bucket {i}");

@@ -149,7 +149,8 @@ pub fn encode_for_search(held: &Held) -> Result<(), Corrupt> {
 
 /// Whether at least so many rows have no codes.
 fn is_behind(graph: &Graph<'_, Chunks>, rows: u32) -> bool {
-    graph.len() - graph.coded() >= rows
+    // Others add rows and codes between the two looks.
+    graph.len().saturating_sub(graph.coded()) >= rows
 }
 
 /// Reads from pages what the memtable is behind the log by, at most about `pages` pages.
@@ -322,7 +323,7 @@ fn link_step(held: Held, rows: u32, tail_bytes: usize) -> u32 {
     let dims = held.slot().dims().max(1);
     let step = || {
         let (_, graph) = held.graph(held.slot().active())?;
-        let unlinked = (graph.len() - graph.linked()) as usize;
+        let unlinked = graph.len().saturating_sub(graph.linked()) as usize;
         if unlinked <= tail_bytes / size_of::<f32>() / dims as usize {
             return None;
         }

@@ -24,24 +24,30 @@ pub fn extend_by(index: Index, pages: u32) -> u32 {
     let first = index.blocks();
     let end = first.saturating_add(pages);
     let mut next = first;
-    // The server begins each file, and tells what is wrong with one.
     let mut can_reserve = true;
     while next < end {
-        let in_file = next % FILE_PAGES;
-        let until = end.min((next - in_file).saturating_add(FILE_PAGES));
-        if can_reserve && in_file > 0 {
+        let until = end.min(last_of_file(next));
+        if can_reserve && !next.is_multiple_of(FILE_PAGES) && next < until {
             can_reserve = reserve(index, next, until).is_ok();
             if can_reserve {
                 next = until;
                 continue;
             }
         }
+        // The server begins each file, and ends it: that a full one is full has to last, for the
+        // next one to be found, and only what it has written does a checkpoint sync. It also tells
+        // what is wrong with a file that cannot grow.
         write_zeroes(index, next);
         next += 1;
     }
     // SAFETY: the lock is held.
     unsafe { pg_sys::UnlockRelationForExtension(index.relation(), lock) };
     first
+}
+
+/// The last block of the file that a block is in.
+fn last_of_file(block: u32) -> u32 {
+    (block - block % FILE_PAGES).saturating_add(FILE_PAGES - 1)
 }
 
 /// Sets room aside for the blocks from `start` to `end`, of one file, which end it then.
@@ -79,5 +85,18 @@ fn write_zeroes(index: Index, block: u32) {
     unsafe {
         let file = pg_sys::RelationGetSmgr(index.relation());
         pg_sys::smgrextend(file, FORK, block, zeros.0.as_mut_ptr().cast(), false);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_file_ends_with_its_last_block() {
+        assert_eq!(last_of_file(0), FILE_PAGES - 1);
+        assert_eq!(last_of_file(FILE_PAGES - 1), FILE_PAGES - 1);
+        assert_eq!(last_of_file(FILE_PAGES), 2 * FILE_PAGES - 1);
+        assert_eq!(last_of_file(u32::MAX), u32::MAX);
     }
 }
