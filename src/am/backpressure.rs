@@ -3,6 +3,7 @@
 
 use crate::janitor::background::{self, pace, Pressure};
 use crate::janitor::{self, JobLock};
+use crate::memtable;
 use crate::page::{Index, View};
 use pgrx::PgSqlErrorCode;
 use std::cell::Cell;
@@ -12,6 +13,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(1);
 /// How often it looks.
 const NAP: Duration = Duration::from_millis(20);
+/// Times its limit that a log may have before it holds up writers of an index that nobody searches,
+/// compared with one that somebody does.
+const TIMES_UNSEARCHED: u32 = 8;
 /// Pauses shorter than this add up first.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(2);
 
@@ -31,7 +35,15 @@ pub fn relieve(index: Index, before: u32, after: u32) {
         }
         return;
     }
-    match pressure {
+    if pressure == Pressure::Announce {
+        return;
+    }
+    // The janitor may be at a job that takes long: nobody's search is the slower for it here.
+    let limit = match memtable::is_searched(index) {
+        true => limit,
+        false => limit.saturating_mul(TIMES_UNSEARCHED),
+    };
+    match Pressure::of(after, limit) {
         Pressure::None | Pressure::Announce => {}
         Pressure::Slow(pause) => rest(pause.saturating_mul(after - before)),
         Pressure::Full => make_room(index, limit),

@@ -56,7 +56,7 @@ impl CodedCentroids {
         let dim = packed.dim();
         let places = packed.panels() * TILE_COLS;
         let mut rows = vec![0.0; places * dim];
-        let (mut widest, mut are_finite) = (0.0f32, true);
+        let (mut widest, mut are_finite, mut squares) = (0.0f32, true, 0.0f64);
         for panel in 0..packed.panels() {
             check(stop)?;
             let out = &mut rows[panel * TILE_COLS * dim..][..TILE_COLS * dim];
@@ -67,6 +67,7 @@ impl CodedCentroids {
                     are_finite &= x.is_finite();
                 }
             }
+            squares += f64::from((kernels().inner_product)(out, out));
         }
         if !are_finite {
             return Ok(None);
@@ -75,20 +76,21 @@ impl CodedCentroids {
         let groups = dim.div_ceil(CODE_GROUP);
         let mut codes = vec![0i8; places * groups * CODE_GROUP];
         let mut starts = vec![[0i32; TILE_COLS]; packed.panels()];
-        let mut squares = 0.0f64;
-        for (place, row) in rows.chunks_exact(dim.max(1)).enumerate() {
+        let panel_codes = codes.chunks_exact_mut((groups * TILE_COLS * CODE_GROUP).max(1));
+        for ((panel, codes), starts) in panel_codes.enumerate().zip(&mut starts) {
             check(stop)?;
-            let (panel, col) = (place / TILE_COLS, place % TILE_COLS);
-            let panel_codes = &mut codes[panel * groups * TILE_COLS * CODE_GROUP..];
-            let mut sum = 0;
-            for (j, x) in row.iter().enumerate() {
-                let code = (x / step).round() as i8;
-                sum += i32::from(code);
-                panel_codes[(j / CODE_GROUP * TILE_COLS + col) * CODE_GROUP + j % CODE_GROUP] =
-                    code;
+            let (groups, _) = codes.as_chunks_mut::<{ TILE_COLS * CODE_GROUP }>();
+            let mut sums = [0; TILE_COLS];
+            for (j, values) in packed.panel(panel).chunks_exact(TILE_COLS).enumerate() {
+                let (group, _) = groups[j / CODE_GROUP].as_chunks_mut::<CODE_GROUP>();
+                for ((code, sum), x) in group.iter_mut().zip(&mut sums).zip(values) {
+                    // Rounded as a number above zero is: a cast cuts off.
+                    let rounded = (x / step + 128.5) as i32 - 128;
+                    code[j % CODE_GROUP] = rounded as i8;
+                    *sum += rounded;
+                }
             }
-            starts[panel][col] = -i32::from(ZERO) * sum;
-            squares += row.iter().map(|x| f64::from(x * x)).sum::<f64>();
+            *starts = sums.map(|sum| -i32::from(ZERO) * sum);
         }
         let length = (squares / packed.len().max(1) as f64).sqrt() as f32;
         Ok(Some(CodedCentroids { dim, rows, codes, starts, step, length }))

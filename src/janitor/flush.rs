@@ -54,8 +54,9 @@ impl fmt::Display for Flushed {
 /// nobody writes.
 const RETRAIN_GROWTH: f64 = 4.0;
 const LATE_GROWTH: f64 = 8.0;
-const LONG_TRAINING: u64 = 32 << 20;
 const IDLE_GROWTH: f64 = 1.4;
+/// Components of all rows together from which on to write them takes long.
+const MANY_COMPONENTS: u64 = 32 << 20;
 /// A row unlike those the router was trained on counts as so many fewer of these: where such rows
 /// come, recall does not wait for the table to grow.
 const COST_OF_STRANGER: u64 = 12;
@@ -139,6 +140,11 @@ struct Due {
     merged: Vec<bool>,
 }
 
+/// Whether a job that writes so many rows takes seconds.
+fn is_long(rows: u64, dims: usize) -> bool {
+    rows.saturating_mul(dims as u64) > MANY_COMPONENTS
+}
+
 impl Due {
     /// With so many rows from the log.
     fn of(manifest: &Manifest, dims: usize, fresh: u64, zeal: Zeal) -> Due {
@@ -146,10 +152,9 @@ impl Due {
         let total = manifest.live_rows() + fresh;
         let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
         let growth = total as f64 / trained_rows as f64;
-        let is_long = total.saturating_mul(dims as u64) > LONG_TRAINING;
         let retrain = match zeal {
             Zeal::Tidy => total > 0 && growth >= IDLE_GROWTH,
-            _ if is_long => fresh > 0 && growth >= LATE_GROWTH,
+            _ if is_long(total, dims) => fresh > 0 && growth >= LATE_GROWTH,
             _ => fresh > 0 && growth >= RETRAIN_GROWTH,
         };
         let merged = match zeal {
@@ -242,6 +247,9 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     }
     space.release_blocks(&manifest_blocks);
     space.release_blocks(&end.passed);
+    if zeal != Zeal::Tidy && is_long(store.len() as u64, dims) {
+        pace::set_long();
+    }
 
     let mut new_router = old_router.clone();
     if store.len() > 0 {

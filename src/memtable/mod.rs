@@ -50,3 +50,8 @@ pub fn held_rows(index: Index) -> Option<(u64, u64)> {
     let held = slot::Held::find(index)?;
     Some(held.slot().counts())
 }
+
+/// Whether an index is being searched, as far as is known here.
+pub fn is_searched(index: Index) -> bool {
+    slot::Held::find(index).is_none_or(|held| held.slot().was_searched_lately())
+}

@@ -57,6 +57,8 @@ struct Pace {
     job: Option<pg_sys::LOCKTAG>,
     /// Somebody waits for it.
     hurries: bool,
+    /// It takes so long that writers may have to wait for what comes after it.
+    is_long: bool,
     /// The job is not worth keeping others from flushing this index.
     gives_way: Option<Key>,
     /// End of the last pause.
@@ -83,6 +85,7 @@ pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced
         lock,
         job: None,
         hurries: false,
+        is_long: false,
         gives_way: None,
         worked_since: now,
         watched: now,
@@ -108,7 +111,8 @@ impl Drop for Paced {
 /// core takes.
 pub fn set_job(job: Option<&JobLock>) {
     if let Some(pace) = PACE.get() {
-        PACE.set(Some(Pace { job: job.map(JobLock::tag), hurries: false, ..pace }));
+        let job = job.map(JobLock::tag);
+        PACE.set(Some(Pace { job, hurries: false, is_long: false, ..pace }));
     }
 }
 
@@ -124,9 +128,17 @@ pub fn is_background() -> bool {
     PACE.get().is_some()
 }
 
-/// Whether this is a background job that nobody waits for.
+/// From now on the background job keeps the log from being flushed for long: it may take what cores
+/// there are, unless the janitor's share is less than one.
+pub fn set_long() {
+    if let Some(pace) = PACE.get() {
+        PACE.set(Some(Pace { is_long: settings::share() >= 1.0, ..pace }));
+    }
+}
+
+/// Whether this is a background job that has time.
 pub fn keeps_to_one_core() -> bool {
-    PACE.get().is_some_and(|pace| !pace.hurries)
+    PACE.get().is_some_and(|pace| !pace.hurries && !pace.is_long)
 }
 
 /// Whether the job that ended with an error has given way to somebody.
