@@ -88,9 +88,13 @@ fn write_zeroes(index: Index, block: u32) {
     }
 }
 
-#[cfg(test)]
+#[cfg(feature = "pg_test")]
+#[pgrx::pg_schema]
 mod tests {
+    use super::super::buffer::Locked;
     use super::*;
+    use pgrx::prelude::*;
+    use pgrx::PgRelation;
 
     #[test]
     fn each_file_ends_with_its_last_block() {
@@ -98,5 +102,35 @@ mod tests {
         assert_eq!(last_of_file(FILE_PAGES - 1), FILE_PAGES - 1);
         assert_eq!(last_of_file(FILE_PAGES), 2 * FILE_PAGES - 1);
         assert_eq!(last_of_file(u32::MAX), u32::MAX);
+    }
+
+    #[pg_test]
+    fn an_index_grows_beyond_the_end_of_its_first_file() {
+        const FIND: &str = "SELECT id FROM x ORDER BY e <-> '[7,7]' LIMIT 1";
+        Spi::run(
+            "CREATE TABLE x (id integer, e vector(2));
+             CREATE INDEX x_e ON x USING drift (e);
+             SET enable_seqscan = off;
+             INSERT INTO x SELECT i, ARRAY[i, i]::vector FROM generate_series(1, 100) i;",
+        )
+        .expect("as the test set up");
+        {
+            let relation =
+                PgRelation::open_with_name_and_share_lock("x_e").expect("as the test set up");
+            // SAFETY: the relation is open until the end of the block.
+            let index = unsafe { Index::new(relation.as_ptr()) };
+            let mut end = index.blocks();
+            // The second file is begun by the first of them, and goes on with the next.
+            for pages in [FILE_PAGES + 9, 1, 64] {
+                assert_eq!(extend_by(index, pages), end);
+                end += pages;
+                assert_eq!(index.blocks(), end);
+            }
+            for block in [FILE_PAGES - 2, FILE_PAGES - 1, FILE_PAGES, end - 1] {
+                assert!(Locked::share(index, block).bytes().iter().all(|byte| *byte == 0));
+            }
+        }
+        Spi::run("SELECT drift_flush('x_e')").expect("pages that were added are free");
+        assert_eq!(Spi::get_one::<i32>(FIND), Ok(Some(7)));
     }
 }
