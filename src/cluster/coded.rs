@@ -84,8 +84,9 @@ impl CodedCentroids {
             for (j, values) in packed.panel(panel).chunks_exact(TILE_COLS).enumerate() {
                 let (group, _) = groups[j / CODE_GROUP].as_chunks_mut::<CODE_GROUP>();
                 for ((code, sum), x) in group.iter_mut().zip(&mut sums).zip(values) {
-                    // Rounded as a number above zero is: a cast cuts off.
-                    let rounded = (x / step + 128.5) as i32 - 128;
+                    // A cast cuts off, so what is rounded is above zero; and it has bounds, where
+                    // the step of the least numbers there are is zero.
+                    let rounded = i32::from((x / step + 128.5) as u8) - 128;
                     code[j % CODE_GROUP] = rounded as i8;
                     *sum += rounded;
                 }
@@ -288,6 +289,20 @@ mod tests {
         assert!(packed.coded(&rows, &STOP).unwrap().is_none());
         packed.nearest(&rows, &mut found, &STOP).unwrap();
         assert!(found.iter().all(|place| *place < 300));
+    }
+
+    #[test]
+    fn centroids_of_the_least_numbers_there_are_find_rows() {
+        let mut rng = SmallRng::seed_from_u64(5);
+        let least = f32::from_bits(1);
+        for most in [1.0f32, 60.0, 100.0] {
+            let number = |_| rng.random_range(-most..=most).round() * least;
+            let rows: Vec<f32> = (0..2000 * 8).map(number).collect();
+            let packed = PackedCentroids::new(&rows[..300 * 8], 8, &STOP).unwrap();
+            let mut found = vec![u32::MAX; 2000];
+            packed.nearest(&rows, &mut found, &STOP).unwrap();
+            assert!(found.iter().all(|place| *place < 300));
+        }
     }
 
     #[test]
