@@ -134,9 +134,10 @@ impl Snapshot {
     /// As [`Snapshot::of`], for a search that may not be led astray by damage not met yet.
     pub fn of_sound(index: Index, view: &View) -> Read<Rc<Snapshot>> {
         let snapshot = Snapshot::of(index, view)?;
-        let routing = snapshot.routing().is_none_or(RoutingArena::is_sound);
+        let is_routing_sound = snapshot.routing().is_none_or(RoutingArena::is_sound);
+        // All are looked at: what is damaged is made again at once.
         let damaged = snapshot.segments.iter().filter(|segment| !segment.is_sound()).count();
-        match routing && damaged == 0 {
+        match is_routing_sound && damaged == 0 {
             true => Ok(snapshot),
             false => Snapshot::of(index, view),
         }

@@ -4,7 +4,7 @@
 //! process need not repeat what others have checked: a search by a new connection would spend most
 //! of its time on that. Proofs are kept in a table of fixed size that forgets: each is a number
 //! made of the file and the part of it, at the place that the number itself says. Whatever is not
-//! found there is checked once more.
+//! found there is checked once more. Exact searches rely on no proof: a medium may fail later.
 
 use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash, Hasher};

@@ -50,7 +50,7 @@ impl fmt::Display for Flushed {
 }
 
 /// Rows grow so many times over before the router is trained anew on all of them: by a flush; by
-/// one that would keep writers waiting for long, as the rows have so many components; and when
+/// one that would keep writers waiting for long, as the rows have many components; and when
 /// nobody writes.
 const RETRAIN_GROWTH: f64 = 4.0;
 const LATE_GROWTH: f64 = 8.0;

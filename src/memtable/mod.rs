@@ -51,7 +51,7 @@ pub fn held_rows(index: Index) -> Option<(u64, u64)> {
     Some(held.slot().counts())
 }
 
-/// Whether an index is being searched, as far as is known here.
+/// Whether an index is being searched. One that nothing is held of is taken for such.
 pub fn is_searched(index: Index) -> bool {
     slot::Held::find(index).is_none_or(|held| held.slot().was_searched_lately())
 }

@@ -109,14 +109,14 @@ impl Trial {
                 }
                 let first = first + nth * block_rows;
                 for (query, nearest) in queries.chunks_exact(dims).zip(&mut *nearest) {
-                    let mut reach = reach(metric, nearest);
+                    let mut reach = reach_of(metric, nearest);
                     for (vector, row) in block.chunks_exact(dims).zip(first..) {
                         if is_beyond(reach, query, vector) {
                             continue;
                         }
                         let rank = metric.rank(query, vector);
                         if offer(nearest, query, Neighbour { rank, row, vector }) {
-                            reach = self::reach(metric, nearest);
+                            reach = reach_of(metric, nearest);
                         }
                     }
                 }
@@ -168,7 +168,7 @@ impl Trial {
 
 /// The squared distance beyond which no row is one of the nearest: what is farther in some of its
 /// components already need not be compared in the others. Infinite where ranks are no distances.
-fn reach(metric: Metric, nearest: &[Neighbour<Vec<f32>>]) -> f32 {
+fn reach_of(metric: Metric, nearest: &[Neighbour<Vec<f32>>]) -> f32 {
     let Some(worst) = nearest.get(NEIGHBOURS - 1) else { return f32::INFINITY };
     let square = match metric {
         Metric::L2 => worst.rank,

@@ -47,22 +47,6 @@ pub struct RoutingArena {
     projection: Projection,
 }
 
-/// Checks what says where the centroids are.
-fn check_groups(map: &Mmap, header: &Header, parts: &Parts) -> Result<(), ArenaError> {
-    let first_places: &[u32] = bytemuck::cast_slice(&map[parts.first_places.clone()]);
-    let numbers: &[u32] = bytemuck::cast_slice(&map[parts.numbers.clone()]);
-    let in_blocks = |place: &u32| (*place as usize).is_multiple_of(SIGN_BLOCK);
-    if !first_places.is_sorted()
-        || !first_places.iter().all(in_blocks)
-        || first_places.first() != Some(&0)
-        || first_places.last() != Some(&header.places)
-        || numbers.iter().any(|number| *number >= header.buckets && *number != NO_CENTROID)
-    {
-        return Err(ArenaError::Damaged("groups of centroids"));
-    }
-    Ok(())
-}
-
 /// One bit a bucket.
 #[derive(Debug)]
 struct Bits(Box<[AtomicU64]>);
@@ -418,6 +402,22 @@ pub fn routed_by(metric: Metric) -> Metric {
         Metric::Cosine => Metric::InnerProduct,
         other => other,
     }
+}
+
+/// Checks what says where the centroids are.
+fn check_groups(map: &Mmap, header: &Header, parts: &Parts) -> Result<(), ArenaError> {
+    let first_places: &[u32] = bytemuck::cast_slice(&map[parts.first_places.clone()]);
+    let numbers: &[u32] = bytemuck::cast_slice(&map[parts.numbers.clone()]);
+    let in_blocks = |place: &u32| (*place as usize).is_multiple_of(SIGN_BLOCK);
+    if !first_places.is_sorted()
+        || !first_places.iter().all(in_blocks)
+        || first_places.first() != Some(&0)
+        || first_places.last() != Some(&header.places)
+        || numbers.iter().any(|number| *number >= header.buckets && *number != NO_CENTROID)
+    {
+        return Err(ArenaError::Damaged("groups of centroids"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
