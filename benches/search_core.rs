@@ -214,6 +214,12 @@ impl search::Rows for &Index {
         self.arena.find(bucket).map_or(Bucket::Empty, |entry| self.coded(entry))
     }
 
+    fn prefetch_place(&self, _segment: u32, bucket: u32) {
+        if let Some(entry) = self.arena.find(bucket) {
+            self.arena.prefetch_entry(entry);
+        }
+    }
+
     fn prefetch(&self, _segment: u32, bucket: u32) {
         if let Some(entry) = self.arena.find(bucket) {
             self.arena.prefetch(entry);

@@ -266,7 +266,13 @@ impl LiveSegment {
                 Err(_) => Bucket::Empty,
             };
         };
-        arena.find(bucket).map_or(Bucket::Empty, |entry| self.entry(arena, entry))
+        let Some(entry) = arena.find(bucket) else { return Bucket::Empty };
+        if arena.buckets().get(entry).is_none_or(|of| of.bucket != bucket) {
+            // The directory is not what was found sound.
+            self.damaged.set(true);
+            return Bucket::Empty;
+        }
+        self.entry(arena, entry)
     }
 
     /// The bucket at this index of the arena's table.
@@ -351,6 +357,14 @@ impl Rows for SnapshotRows {
         // An exact search looks into every bucket before it delivers a row.
         pgrx::check_for_interrupts!();
         self.snapshot.segments[segment as usize].bucket(bucket)
+    }
+
+    fn prefetch_place(&self, segment: u32, bucket: u32) {
+        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
+            if let Some(entry) = arena.find(bucket) {
+                arena.prefetch_entry(entry);
+            }
+        }
     }
 
     fn prefetch(&self, segment: u32, bucket: u32) {

@@ -14,9 +14,9 @@ use std::sync::atomic::AtomicBool;
 /// The sign codes of a bucket's own rows, and behind them of rows spilled into it from others.
 #[derive(Clone, Copy, Debug)]
 pub struct SignCodes<'a> {
-    /// Blocks of codes.
+    /// Blocks of codes, or a narrow one.
     pub codes: &'a [u8],
-    /// Three numbers a row, whole blocks of them.
+    /// Three numbers a place.
     pub rows: SignRows<'a>,
     /// Where the spilled rows' int8 codes are.
     pub spilled: &'a [SpilledRow],
@@ -80,8 +80,9 @@ impl<'r> Encoder<'r> {
             codes: vec![0; rows.len() * stride],
             ..EncodedBucket::default()
         };
+        let places = sign::places(rows.len() + spilled.len());
         if let Some(coding) = self.routing.coding() {
-            let blocks = (rows.len() + spilled.len()).div_ceil(SIGN_BLOCK);
+            let blocks = places.div_ceil(SIGN_BLOCK);
             out.signs = vec![0; blocks * sign::block_bytes(coding.code_bits())];
             let none = sign::SignFactors::NO_ROW;
             out.columns = [none.add, none.scale, none.error].map(|x| vec![x; blocks * SIGN_BLOCK]);
@@ -100,6 +101,10 @@ impl<'r> Encoder<'r> {
                 }
                 self.signs(bucket, row, &mut out, place);
                 out.spilled.push(spilled);
+            }
+            if sign::is_narrow(places) {
+                out.signs = sign::narrow(&out.signs, places);
+                out.columns.iter_mut().for_each(|column| column.truncate(places));
             }
         }
         out

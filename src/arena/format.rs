@@ -7,14 +7,13 @@ use bytemuck::{Pod, Zeroable};
 use super::ArenaError;
 use crate::metric::Metric;
 use crate::quant::{self, sign, Factors};
-use crate::simd::SIGN_BLOCK;
 
 #[cfg(not(target_endian = "little"))]
 compile_error!("arenas are used in place and are little-endian");
 
 pub(super) const MAGIC: [u8; 8] = *b"driftseg";
 pub(super) const FOOTER_MAGIC: [u8; 8] = *b"gestfird";
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// Every part begins at a multiple of this: a cache line, and the widest register.
 pub(super) const ALIGN: u64 = 64;
 /// Where the table begins.
@@ -42,7 +41,7 @@ pub(super) struct Header {
     pub footer: u64,
     /// Length of the file.
     pub length: u64,
-    /// CRC32 of the table and the zeroes behind it.
+    /// CRC32 of the table, the directory and the zeroes behind them.
     pub table_crc: u32,
     /// Bytes from one row's codes to the next.
     pub stride: u32,
@@ -53,7 +52,9 @@ pub(super) struct Header {
     pub entries: u32,
     /// Bits of a row's sign code.
     pub code_bits: u32,
-    pub reserved: [u32; 7],
+    /// Words of the directory of ids.
+    pub words: u32,
+    pub reserved: [u32; 6],
 }
 
 const _: () = {
@@ -74,7 +75,8 @@ const _: () = {
     assert!(offset_of!(Header, padding) == 89);
     assert!(offset_of!(Header, entries) == 92);
     assert!(offset_of!(Header, code_bits) == 96);
-    assert!(offset_of!(Header, reserved) == 100);
+    assert!(offset_of!(Header, words) == 100);
+    assert!(offset_of!(Header, reserved) == 104);
 };
 
 /// One bucket of an arena's table.
@@ -103,6 +105,53 @@ const _: () = {
     assert!(offset_of!(BucketEntry, crc) == 24);
     assert!(offset_of!(BucketEntry, spilled) == 28);
 };
+
+/// Which of 64 successive bucket ids the table has, and where: to find one takes a look at its word
+/// and no search.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+pub(super) struct IdWord {
+    /// One bit an id, the lowest first.
+    pub ids: u64,
+    /// Entries of the table before the first of these.
+    pub before: u32,
+    pub reserved: u32,
+}
+
+const _: () = {
+    assert!(size_of::<IdWord>() == 16);
+    assert!(offset_of!(IdWord, before) == 8);
+    assert!(offset_of!(IdWord, reserved) == 12);
+};
+
+impl IdWord {
+    /// Ids of a word.
+    const IDS: u32 = u64::BITS;
+
+    /// The words of a table's ids, which ascend.
+    pub(super) fn of(ids: impl Iterator<Item = u32>) -> Vec<IdWord> {
+        let mut words: Vec<IdWord> = Vec::new();
+        for (id, before) in ids.zip(0..) {
+            let word = IdWord::of_id(id) as usize;
+            words.resize(words.len().max(word + 1), IdWord { before, ..IdWord::zeroed() });
+            words[word].ids |= 1 << (id % IdWord::IDS);
+        }
+        words
+    }
+
+    /// The word of an id.
+    pub(super) fn of_id(id: u32) -> u32 {
+        id / IdWord::IDS
+    }
+
+    /// Index of an id in the table whose words these are.
+    pub(super) fn find(words: &[IdWord], id: u32) -> Option<usize> {
+        let word = words.get(IdWord::of_id(id) as usize)?;
+        let bit = 1u64 << (id % IdWord::IDS);
+        let lower = (word.ids & (bit - 1)).count_ones();
+        (word.ids & bit != 0).then(|| word.before as usize + lower as usize)
+    }
+}
 
 /// Where a spilled row's int8 codes are: in the bucket that is its own.
 #[repr(C)]
@@ -201,6 +250,7 @@ pub struct Layout {
     pub(super) shape: RowShape,
     /// Checksums are filled in as blocks are written.
     pub(super) entries: Vec<BucketEntry>,
+    pub(super) words: Vec<IdWord>,
     pub(super) data: u64,
     pub(super) footer: u64,
     pub(super) length: u64,
@@ -220,13 +270,15 @@ impl Layout {
         if own != identity.buckets as usize {
             return Err(ArenaError::Layout("number of buckets"));
         }
-        let data = data_offset(u32::try_from(shapes.len()).map_err(|_| TOO_LARGE)?);
+        if !shapes.is_sorted_by(|before, after| before.bucket < after.bucket) {
+            return Err(ArenaError::Layout("bucket ids do not ascend"));
+        }
+        let words = IdWord::of(shapes.iter().map(|of| of.bucket));
+        let count = u32::try_from(shapes.len()).map_err(|_| TOO_LARGE)?;
+        let data = data_offset(count, words.len() as u32);
         let mut walk = Walk::new(data, shape);
         let mut entries = Vec::with_capacity(shapes.len());
         for of in shapes {
-            if !walk.ascends(of.bucket) {
-                return Err(ArenaError::Layout("bucket ids do not ascend"));
-            }
             if of.spilled > 0 && shape.code_bits == 0 {
                 return Err(ArenaError::Layout("spilled rows without sign codes"));
             }
@@ -247,7 +299,7 @@ impl Layout {
         let footer = walk.offset;
         let length = footer.checked_add(FOOTER_BYTES).filter(|&l| l <= isize::MAX as u64);
         let length = length.ok_or(TOO_LARGE)?;
-        Ok(Layout { identity, shape, entries, data, footer, length })
+        Ok(Layout { identity, shape, entries, words, data, footer, length })
     }
 
     /// Bytes from one row's int8 codes to the next.
@@ -260,12 +312,15 @@ impl Layout {
         self.length
     }
 
-    /// Header and table with the zeroes behind it: all that precedes the first block.
+    /// Header, table and directory with the zeroes behind them: all that precedes the first block.
     pub(super) fn head(&self) -> Vec<u8> {
         let table = bytemuck::cast_slice::<BucketEntry, u8>(&self.entries);
+        let words = bytemuck::cast_slice::<IdWord, u8>(&self.words);
         let mut head = vec![0; self.data as usize];
         let (start, room) = head.split_at_mut(TABLE as usize);
-        room.split_at_mut(table.len()).0.copy_from_slice(table);
+        let (tables, directory) = room.split_at_mut(words_offset(self.entries.len() as u32));
+        tables.split_at_mut(table.len()).0.copy_from_slice(table);
+        directory.split_at_mut(words.len()).0.copy_from_slice(words);
         let mut header = Header {
             magic: MAGIC,
             version: VERSION,
@@ -282,6 +337,7 @@ impl Layout {
             metric: self.identity.metric as u8,
             entries: self.entries.len() as u32,
             code_bits: self.identity.code_bits,
+            words: self.words.len() as u32,
             ..Header::zeroed()
         };
         header.crc = header.checksum();
@@ -310,13 +366,18 @@ impl RowShape {
     }
 }
 
-/// Where the first block begins.
-pub(super) fn data_offset(entries: u32) -> u64 {
-    let table = u64::from(entries) * size_of::<BucketEntry>() as u64;
-    (TABLE + table).next_multiple_of(ALIGN)
+/// Where the directory of ids begins, from the begin of the table.
+pub(super) fn words_offset(entries: u32) -> usize {
+    (entries as usize * size_of::<BucketEntry>()).next_multiple_of(ALIGN as usize)
 }
 
-/// The parts of a bucket's block, in bytes from its begin. Each begins at a multiple of 64.
+/// Where the first block begins.
+pub(super) fn data_offset(entries: u32, words: u32) -> u64 {
+    let words = u64::from(words) * size_of::<IdWord>() as u64;
+    TABLE + words_offset(entries) as u64 + words.next_multiple_of(ALIGN)
+}
+
+/// The parts of a bucket's block, in bytes from its begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     /// Where the columns of the sign codes begin, which themselves are first.
@@ -340,14 +401,17 @@ pub(super) struct Block {
 /// The block of so many rows. A stride has 17 bits at most, so nothing overflows.
 pub(super) fn block(rows: u32, spilled: u32, shape: RowShape) -> Block {
     let (own, spilled_rows) = (u64::from(rows), u64::from(spilled));
-    let blocks = match shape.code_bits {
+    let places = match shape.code_bits {
         0 => 0,
-        _ => (own + spilled_rows).div_ceil(SIGN_BLOCK as u64),
+        _ => sign::places(rows as usize + spilled as usize),
     };
-    let columns = blocks * sign::block_bytes(shape.code_bits) as u64;
-    let spilled = columns + blocks * (3 * SIGN_BLOCK * size_of::<f32>()) as u64;
+    let columns = sign::codes_bytes(shape.code_bits, places) as u64;
+    let spilled = columns + (3 * places * size_of::<f32>()) as u64;
     let spilled_end = spilled + spilled_rows * size_of::<SpilledRow>() as u64;
-    let factors = spilled_end.next_multiple_of(ALIGN);
+    let factors = match sign::is_narrow(places) {
+        true => spilled_end,
+        false => spilled_end.next_multiple_of(ALIGN),
+    };
     let factors_end = factors + own * size_of::<Factors>() as u64;
     let codes = factors_end.next_multiple_of(ALIGN);
     let end = codes + own * shape.stride as u64;
@@ -382,5 +446,30 @@ impl Walk {
         self.row = self.row.checked_add(u64::from(entry.rows))?;
         self.last = Some(entry.bucket);
         Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_directory_finds_what_the_table_has() {
+        let ids = [0, 1, 63, 64, 200, 201, 640];
+        let words = IdWord::of(ids.into_iter());
+        assert_eq!(words.len(), 11);
+        for id in 0..1000 {
+            assert_eq!(IdWord::find(&words, id), ids.iter().position(|known| *known == id), "{id}");
+        }
+        assert!(IdWord::of(std::iter::empty()).is_empty());
+        assert_eq!(IdWord::find(&[], 0), None);
+    }
+
+    #[test]
+    fn a_bucket_of_few_rows_takes_little_room() {
+        let shape = RowShape::new(128, 128).unwrap();
+        assert_eq!(block(1, 1, shape).length, 256);
+        assert_eq!(block(3, 3, shape).length, 704);
+        assert_eq!(block(20, 20, shape).columns, 1024);
     }
 }

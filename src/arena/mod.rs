@@ -14,17 +14,22 @@
 //!    128  table: one entry of 32 bytes a bucket, ids ascending:
 //!         bucket, rows, first row, offset, CRC32 of its block, spilled rows;
 //!         zeroes to the next 64
+//!      *  directory: one word of 16 bytes for 64 bucket ids, up to the highest:
+//!         which of them the table has, and how many entries are before these;
+//!         zeroes to the next 64
 //!      *  block of the first bucket:
-//!           sign codes of its rows and of those spilled into it, in blocks of 32 rows
+//!           sign codes of its rows and of those spilled into it, in blocks of 32 rows,
+//!             or a narrow one of 2, 4, 8 or 16
 //!           their columns add, scale and error, 4 bytes each, whole blocks as well
-//!           SpilledRow[spilled], 8 bytes each, zeroes to the next 64
+//!           SpilledRow[spilled], 8 bytes each, behind whole blocks zeroes to the next 64
 //!           Factors[rows], 12 bytes each, zeroes to the next 64
 //!           int8 codes, rows * stride bytes, zeroes to the next 64
 //!      *  blocks of the others
 //!      *  footer, 64 bytes: magic, length of the file, segment, CRC32 of itself
 //! ```
 //!
-//! All numbers are little-endian, every part begins at a multiple of 64 and is used in place.
+//! All numbers are little-endian and used in place; what is read in whole registers begins at a
+//! multiple of 64.
 //! Every byte, padding included, is covered by one of the checksums. The stride is
 //! [`quant::stride`](crate::quant::stride) of the dimensions. Row numbers count the segment's rows
 //! in the order of its pages, which is that of the table.

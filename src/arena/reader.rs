@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use memmap2::{Advice, Mmap};
 
 use super::format::{
-    block, data_offset, Block, Footer, Header, RowShape, Walk, ALIGN, FOOTER_BYTES, FOOTER_MAGIC,
-    MAGIC, TABLE, VERSION,
+    block, data_offset, words_offset, Block, Footer, Header, IdWord, RowShape, Walk, ALIGN,
+    FOOTER_BYTES, FOOTER_MAGIC, MAGIC, TABLE, VERSION,
 };
 use super::proofs::{Part, Proofs};
 use super::{mapping, ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
@@ -25,6 +25,8 @@ pub struct Arena {
     shape: RowShape,
     /// Where the entries of the table are.
     table: Range<usize>,
+    /// Where the words of its directory are.
+    words: Range<usize>,
     /// One bit a bucket: its block was found to be what was written.
     sound: Box<[AtomicU64]>,
     /// What other processes have found.
@@ -102,7 +104,7 @@ impl Arena {
             RowShape::new(header.dim, header.code_bits).ok_or(ArenaError::Damaged("dimensions"))?;
         if header.stride as usize != shape.stride
             || header.table != TABLE
-            || header.data != data_offset(header.entries)
+            || header.data != data_offset(header.entries, header.words)
             || header.length != length
             || header.footer.checked_add(FOOTER_BYTES) != Some(length)
             || !length.is_multiple_of(ALIGN)
@@ -120,8 +122,10 @@ impl Arena {
         }
         let start = TABLE as usize;
         let table = start..start + header.entries as usize * size_of::<BucketEntry>();
+        let first_word = start + words_offset(header.entries);
+        let words = first_word..first_word + header.words as usize * size_of::<IdWord>();
         let sound = (0..header.entries.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let arena = Arena { map, identity: *identity, shape, table, sound, proofs };
+        let arena = Arena { map, identity: *identity, shape, table, words, sound, proofs };
         let mut found = Ok(());
         proofs.hold(Part::Whole, || {
             found = arena.check_table(&header);
@@ -147,6 +151,11 @@ impl Arena {
             {
                 return Err(ArenaError::Damaged("entry of the table"));
             }
+        }
+        let ids = || self.buckets().iter().map(|entry| entry.bucket);
+        let words = ids().next_back().map_or(0, |highest| IdWord::of_id(highest) + 1);
+        if words != header.words || IdWord::of(ids()) != self.words() {
+            return Err(ArenaError::Damaged("directory of the table"));
         }
         let own = self.buckets().iter().filter(|entry| entry.rows > 0).count();
         if own != header.buckets as usize {
@@ -195,12 +204,12 @@ impl Arena {
 
     /// Index in the table of the bucket of this id.
     pub fn find(&self, bucket: u32) -> Option<usize> {
-        let table = self.buckets();
-        // Where no bucket is empty, which is the rule in a large segment, ids are indices.
-        match table.get(bucket as usize) {
-            Some(entry) if entry.bucket == bucket => Some(bucket as usize),
-            _ => table.binary_search_by_key(&bucket, |entry| entry.bucket).ok(),
-        }
+        IdWord::find(self.words(), bucket)
+    }
+
+    fn words(&self) -> &[IdWord] {
+        // A map begins on a page and the directory at a multiple of 64: words are aligned.
+        self.map.get(self.words.clone()).map_or(&[], bytemuck::cast_slice)
     }
 
     /// The codes of the bucket at this index of the table.
@@ -252,7 +261,10 @@ impl Arena {
         /// What its own prefetching then goes on from, across a page.
         const BYTES: u64 = 2048;
         let Some(entry) = self.buckets().get(index) else { return };
-        if let Some(bytes) = slice(&self.map, entry.offset, entry.offset + BYTES) {
+        // Of most rows the sign codes are all that is looked at.
+        let parts = block(entry.rows, entry.spilled, self.shape);
+        let wanted = if parts.columns > 0 { parts.spilled } else { parts.length };
+        if let Some(bytes) = slice(&self.map, entry.offset, entry.offset + wanted.min(BYTES)) {
             simd::prefetch(bytes);
         }
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::format::{Footer, Header, RowShape, FOOTER_BYTES, TABLE, VERSION};
 use super::*;
 use crate::metric::Metric;
-use crate::quant::{self, Factors};
+use crate::quant::{self, sign, Factors};
 
 const SEGMENT: u128 = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
 
@@ -16,10 +16,12 @@ fn encoded(rows: u32, spilled: u32, dim: u32) -> EncodedBucket {
     let factor = |i| Factors { scale: i as f32, norm: -2.0 * i as f32, error: 0.5 };
     let code = |i: usize| if i % stride < dim as usize { (i * 37 + 11) as i8 } else { 0 };
     let codes = (0..rows as usize * stride).map(code).collect();
-    let blocks = if shape.code_bits == 0 { 0 } else { (rows + spilled).div_ceil(32) as usize };
-    let column = |part: usize| (0..blocks * 32).map(|i| (i * 3 + part) as f32).collect();
+    let rows_signed = if shape.code_bits == 0 { 0 } else { (rows + spilled) as usize };
+    let places = sign::places(rows_signed);
+    let column = |part: usize| (0..places).map(|i| (i * 3 + part) as f32).collect();
+    let signs = 0..sign::codes_bytes(shape.code_bits, places);
     EncodedBucket {
-        signs: (0..blocks * shape.code_bits * 4).map(|i| (i * 31 + 5) as u8).collect(),
+        signs: signs.map(|i| (i * 31 + 5) as u8).collect(),
         columns: [column(0), column(1), column(2)],
         spilled: (0..spilled).map(|i| SpilledRow { entry: i, place: i * 7 }).collect(),
         factors: (0..rows).map(factor).collect(),
@@ -91,7 +93,8 @@ fn assert_holds(arena: &Arena, dim: u32, shapes: &[(u32, u32)]) {
         assert_eq!(codes.factors, expected.factors);
         assert_eq!(codes.codes, expected.codes);
         assert_eq!(codes.stride, quant::stride(dim as usize));
-        assert_eq!(codes.factors.as_ptr() as usize % 64, 0);
+        let is_narrow = codes.signs.is_some_and(|signs| sign::is_narrow(signs.rows.add.len()));
+        assert!(is_narrow || (codes.factors.as_ptr() as usize).is_multiple_of(64));
         assert_eq!(codes.codes.as_ptr() as usize % 64, 0);
         assert_eq!(codes.signs.is_some(), dim >= 64);
         if let Some(signs) = codes.signs {
@@ -237,7 +240,7 @@ fn offsets_and_counts_are_not_believed_for_their_checksum() {
         Arena::open(dir.path(), &name(), &identity(dim, shapes)).map(|_| ())
     };
     assert!(opened(&|_, _, _| ()).is_ok());
-    let wrong: [Change; 19] = [
+    let wrong: [Change; 22] = [
         &|h, _, _| h.stride = 64,
         &|h, _, _| h.table = 192,
         &|h, _, _| h.data += 64,
@@ -254,6 +257,10 @@ fn offsets_and_counts_are_not_believed_for_their_checksum() {
         &|_, e, _| e[1].offset += 64,
         &|_, e, _| e[0].offset = u64::MAX - 63,
         &|_, e, _| e[0].spilled = 1,
+        // The directory's words follow, two an entry.
+        &|_, e, _| e[4].bucket ^= 1,
+        &|_, e, _| e[11].first_row ^= 1,
+        &|h, _, _| h.words -= 1,
         &|_, _, f| f.length += 64,
         &|_, _, f| f.segment[0] ^= 1,
         &|_, _, f| f.magic[0] ^= 1,

@@ -58,8 +58,11 @@
 //!
 //! [`Projection`]: super::Projection
 
+mod narrow;
 #[cfg(test)]
 mod tests;
+
+pub use narrow::{codes_bytes, is_narrow, narrow, places, Widened};
 
 use crate::metric::Metric;
 use crate::simd::{

@@ -100,9 +100,9 @@ impl ProbeOrder {
         self.batch.pop().map(|(_, bucket)| bucket)
     }
 
-    /// The bucket after the next one, if it is known already.
-    pub fn following(&self) -> Option<u32> {
-        self.batch.len().checked_sub(1).and_then(|last| self.batch.get(last)).map(|(_, b)| *b)
+    /// The bucket that comes after `skipped` others, if it is known already.
+    pub fn following(&self, skipped: usize) -> Option<u32> {
+        self.batch.iter().rev().nth(skipped).map(|(_, bucket)| *bucket)
     }
 
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {

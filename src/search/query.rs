@@ -56,6 +56,10 @@ pub trait Rows {
     /// What `segment` has in `bucket`.
     fn bucket(&self, segment: u32, bucket: u32) -> Bucket<'_>;
 
+    /// Asks the processor for what tells where the codes of `bucket` are, which will be asked for
+    /// next. A hint.
+    fn prefetch_place(&self, _segment: u32, _bucket: u32) {}
+
     /// Asks the processor for the codes of `bucket`, which will be wanted next. A hint.
     fn prefetch(&self, _segment: u32, _bucket: u32) {}
 
@@ -296,10 +300,11 @@ impl Search {
             }
             let Some(bucket) = self.probes.next(Some((routing, &self.point))) else { return };
             self.probed += 1;
-            if let Some(following) = self.probes.following() {
-                for segment in 0..rows.segments() {
-                    rows.prefetch(segment, following);
-                }
+            if let Some(second) = self.probes.following(1) {
+                (0..rows.segments()).for_each(|segment| rows.prefetch_place(segment, second));
+            }
+            if let Some(next) = self.probes.following(0) {
+                (0..rows.segments()).for_each(|segment| rows.prefetch(segment, next));
             }
             let mut prepared = false;
             for segment in 0..rows.segments() {

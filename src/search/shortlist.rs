@@ -8,7 +8,7 @@
 use super::query::{Bucket, Coded, Rows};
 use crate::arena::{RoutingArena, SignCodes, SpilledRow};
 use crate::quant::approximate::{self, BucketQuery};
-use crate::quant::sign::{self, Coding};
+use crate::quant::sign::{self, Coding, Widened};
 use crate::quant::Factors;
 use crate::simd::{self, kernels, select};
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -53,6 +53,7 @@ struct Room {
     /// Their estimated ranks.
     values: Vec<f32>,
     queries: BucketQueries,
+    widened: Widened,
     scratch: Vec<f32>,
 }
 
@@ -134,7 +135,12 @@ impl Shortlist {
         self.room.bounds.resize(start + rows, f32::NEG_INFINITY);
         match self.query.for_bucket(centroid, sign::DEVIATIONS) {
             Some(terms) => {
-                self.query.bounds(&terms, signs.rows, signs.codes, &mut self.room.bounds[start..]);
+                let Room { bounds, widened, .. } = &mut self.room;
+                let out = &mut bounds[start..];
+                match sign::is_narrow(rows) {
+                    true => self.query.narrow_bounds(&terms, signs.rows, signs.codes, widened, out),
+                    false => self.query.bounds(&terms, signs.rows, signs.codes, out),
+                }
             }
             // Nothing can be said of any row, but there are none in the last block's rest.
             None => {
