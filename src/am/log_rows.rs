@@ -1,6 +1,6 @@
 //! The log's rows for one scan: the nearest from the memtable, the others from pages.
 
-use crate::memtable::{self, Known, Near, Nearest, Wanted};
+use crate::memtable::{self, Known, Nearest, Wanted};
 use crate::page::{read_log_from, Fault, Index, Read, Tid, View};
 use crate::search::{Hit, Search};
 use std::collections::HashSet;
@@ -13,30 +13,43 @@ const MANY_PAGES: u32 = 8;
 /// What a search was given of the log.
 pub struct LogRows {
     view: View,
-    wanted: Wanted,
     known: Known,
+    wanted: Wanted,
     /// The rank beyond which the memtable has other rows.
     horizon: Option<f64>,
     /// Records the memtable has given.
     seen: HashSet<u64>,
     /// TIDs of the rows, as they were given to the search.
     tids: Vec<Tid>,
-    /// Not given to the search yet.
-    rows: Vec<Near>,
 }
 
 impl LogRows {
-    /// Takes the newest view, with the rows of the memtable that are nearest to `query`.
-    pub fn take(index: Index, query: &[f32], recall: f64) -> Read<(View, LogRows)> {
-        let wanted = Wanted { recall, round: 0 };
-        let (view, Nearest { rows, horizon, known }) = memtable::nearest(index, query, wanted)?;
+    /// Takes the newest view, and notes which rows of its log the memtable has.
+    pub fn take(index: Index, recall: f64) -> Read<(View, LogRows)> {
+        let (view, known) = memtable::take(index)?;
+        let wanted = Wanted { recall, round: 0, expected: 0, cutoff: f64::INFINITY };
         let (seen, tids) = (HashSet::new(), Vec::new());
-        Ok((view, LogRows { view, wanted, known, horizon, seen, tids, rows }))
+        Ok((view, LogRows { view, known, wanted, horizon: None, seen, tids }))
     }
 
-    /// Gives the search what was taken, and what is in pages only.
-    pub fn give(&mut self, index: Index, search: &mut Search) -> Read<()> {
-        self.give_rows(search);
+    /// Gives the search the memtable's rows that are nearest to `query`, of which about so many are
+    /// expected to be wanted and none beyond the rank `cutoff`; and what is in pages only.
+    pub fn give(
+        &mut self,
+        index: Index,
+        query: &[f32],
+        expected: usize,
+        cutoff: f64,
+        search: &mut Search,
+    ) -> Read<()> {
+        self.wanted = Wanted { expected, cutoff, ..self.wanted };
+        if !self.known.is_empty() && !self.give_nearest(index, query, search) {
+            if View::take(index)?.log_head_seq() != self.view.log_head_seq() {
+                // Flushed meanwhile: a newer view has less to read.
+                return Err(Fault::Recycled(self.view.log_head_block()));
+            }
+            self.known = Known::nothing(&self.view);
+        }
         let mut others = 0;
         let read = read_log_from(index, &self.view, self.known.rest, u32::MAX, |_, tid, vector| {
             others += 1;
@@ -56,15 +69,6 @@ impl LogRows {
         Ok(())
     }
 
-    fn give_rows(&mut self, search: &mut Search) {
-        for near in self.rows.drain(..) {
-            if self.seen.insert(near.seq) {
-                search.add_ranked(self.tids.len() as u32, near.rank);
-                self.tids.push(near.tid);
-            }
-        }
-    }
-
     /// Whether the memtable may have rows that go before `next`.
     pub fn may_have_nearer(&self, next: Option<&Hit>) -> bool {
         match (self.horizon, next) {
@@ -77,12 +81,9 @@ impl LogRows {
 
     /// Gives the search more of the memtable's rows.
     pub fn give_more(&mut self, index: Index, query: &[f32], search: &mut Search) -> Read<()> {
-        self.wanted.round += 1;
-        let more = memtable::more(index, &self.view, query, self.known, self.wanted);
-        if let Some(more) = more {
-            self.rows = more.rows;
-            self.horizon = more.horizon;
-            self.give_rows(search);
+        let round = self.wanted.round + 1;
+        self.wanted = Wanted { round, cutoff: f64::INFINITY, ..self.wanted };
+        if self.give_nearest(index, query, search) {
             return Ok(());
         }
         // They have been flushed, then the pages tell, or are no longer in memory.
@@ -95,6 +96,20 @@ impl LogRows {
             }
         })?;
         Ok(())
+    }
+
+    /// False if the memtable no longer has the rows.
+    fn give_nearest(&mut self, index: Index, query: &[f32], search: &mut Search) -> bool {
+        let found = memtable::nearest(index, &self.view, query, self.known, self.wanted);
+        let Some(Nearest { rows, horizon }) = found else { return false };
+        self.horizon = horizon;
+        for near in rows {
+            if self.seen.insert(near.seq) {
+                search.add_ranked(self.tids.len() as u32, near.rank);
+                self.tids.push(near.tid);
+            }
+        }
+        true
     }
 
     /// The heap's address of a row that was given.

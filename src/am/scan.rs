@@ -1,7 +1,7 @@
 //! Ordered scans.
 //!
-//! A scan takes the metapage's view, ranks the log's rows exactly, and then delivers rows as
-//! [`crate::search`] finds them. If a page it needs has been given to something else, its view is
+//! A scan takes the metapage's view, looks at the segments' codes and then at the log's rows, and
+//! delivers rows as [`crate::search`] finds them. If a page it needs has been given to something else, its view is
 //! outdated: it starts over on the newest one and skips what it has delivered.
 
 use super::log_rows::LogRows;
@@ -203,11 +203,11 @@ impl Drop for Ordered {
 }
 
 impl Ordered {
-    /// Takes a view and ranks the log's rows.
+    /// Takes a view, looks at the codes of what is in segments, and ranks the log's rows.
     fn start(index: Index, query: Vec<f32>, delivered: HashSet<Tid>) -> Read<Ordered> {
         let (search, rows, log) = on_newest(index, || {
             let recall = options::target_recall(options::index_recall(index));
-            let (view, mut log) = LogRows::take(index, &query, recall)?;
+            let (view, mut log) = LogRows::take(index, recall)?;
             if view.dims() != query.len() {
                 VectorError::DifferentDimensions(view.dims(), query.len()).report();
             }
@@ -224,8 +224,10 @@ impl Ordered {
                 expected: snapshot.expected(),
             };
             let mut search = Search::new(view.metric, &query, snapshot.routing(), params);
-            log.give(index, &mut search)?;
-            Ok((search, SnapshotRows::new(index, snapshot), log))
+            let rows = SnapshotRows::new(index, snapshot.clone());
+            let cutoff = search.foresee(snapshot.routing(), &rows);
+            log.give(index, &query, snapshot.expected(), cutoff, &mut search)?;
+            Ok((search, rows, log))
         })?;
         Ok(Ordered { query, search, rows, log, delivered })
     }

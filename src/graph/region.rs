@@ -329,6 +329,13 @@ impl<'a, R: Region> Graph<'a, R> {
         }
     }
 
+    /// Asks the processor for a row's vector. A hint.
+    pub fn prefetch_vector(&self, row: u32) {
+        if let Ok(vector) = self.vector(row) {
+            simd::prefetch(bytemuck::cast_slice(vector));
+        }
+    }
+
     /// The words of a row's links on level 0.
     pub(super) fn base_links(&self, row: u32) -> Result<&[AtomicU32], Corrupt> {
         let (chunk, at) = self.place(row)?;

@@ -16,9 +16,11 @@
 //! # Which rows
 //!
 //! A slot belongs to a relation's file and its log's random id; another id means other contents.
-//! A reader locks the slot before it takes the metapage's view, and counts the rows from the
-//! view's log head on. A flush moves the head first and trims the slot after that, under the
-//! slot's exclusive lock: no row is seen twice and none is missed.
+//! A reader locks the slot before it takes the metapage's view, and notes which records it has
+//! from the view's log head on. A flush moves the head first and trims the slot after that, under
+//! the slot's exclusive lock: no row is seen twice and none is missed. The reader searches them
+//! later, under the lock again, when it knows from the segments which ranks are of interest; if
+//! they are gone by then, it reads the pages of its view.
 //!
 //! Vacuum overwrites the TIDs of dead rows in the log's pages, on a standby by replay, and counts
 //! that in the metapage before it returns. The slot remembers the count its rows were read under.
@@ -40,7 +42,7 @@ mod tests;
 mod write;
 
 pub use area::{define_settings, is_shared, is_wanted};
-pub use read::{more, nearest, Known, Near, Nearest, Wanted};
+pub use read::{nearest, take, Known, Nearest, Wanted};
 pub use write::{catch_up, forget, link_for_searches, link_some, publish, seal, trim};
 
 use crate::page::Index;

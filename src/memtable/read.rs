@@ -19,8 +19,9 @@ const ROWS_PER_EFFORT: usize = 64;
 const RANKED: usize = 40;
 /// Rows whose int8 codes are looked at first, for each whose vector will be.
 const REFINED_FIRST: usize = 4;
-/// Rows ahead for which int8 codes are asked for.
+/// Rows ahead for which int8 codes, or vectors, are asked for.
 const CODES_AHEAD: usize = 8;
+const VECTORS_AHEAD: usize = 4;
 
 /// A row of the log.
 #[derive(Clone, Copy, Debug)]
@@ -39,8 +40,6 @@ pub struct Nearest {
     pub rows: Vec<Near>,
     /// The rank beyond which there are, or may be, other rows; none if there are none.
     pub horizon: Option<f64>,
-    /// The records the memtable has, some of which `rows` are; the others are in pages.
-    pub known: Known,
 }
 
 /// Which records the memtable has been asked for.
@@ -54,7 +53,7 @@ pub struct Known {
 
 impl Known {
     /// Nothing: the whole log is to be read.
-    fn nothing(view: &View) -> Known {
+    pub fn nothing(view: &View) -> Known {
         Known { head: view.log_start(), rest: view.log_start() }
     }
 
@@ -76,35 +75,35 @@ pub struct Wanted {
     pub recall: f64,
     /// The search before found too few: how often.
     pub round: u32,
+    /// How many rows are likely to be wanted.
+    pub expected: usize,
+    /// Rows beyond this rank need not be found.
+    pub cutoff: f64,
 }
 
-/// Takes the newest view, and the memtable's rows of it that are nearest to `query`.
+/// Takes the newest view, and which of its records the memtable has.
 ///
 /// # Errors
 /// What reading the metapage gave.
-pub fn nearest(index: Index, query: &[f32], wanted: Wanted) -> Read<(View, Nearest)> {
+pub fn take(index: Index) -> Read<(View, Known)> {
     let Some(held) = Held::find(index) else {
         let view = View::take(index)?;
-        let known = Known::nothing(&view);
-        return Ok((view, Nearest { rows: Vec::new(), horizon: None, known }));
+        return Ok((view, Known::nothing(&view)));
     };
     let view = View::take(index)?;
-    let nothing = Nearest { rows: Vec::new(), horizon: None, known: Known::nothing(&view) };
-    let Some(known) = what_is_known(&held, index, &view) else { return Ok((view, nothing)) };
-    if query.len() != view.dims() {
-        return Ok((view, nothing));
-    }
-    held.slot().touch_for_search();
-    if encode_for_search(&held).is_err() {
+    let known = what_is_known(&held, index, &view);
+    let is_sound = known.is_none() || {
+        held.slot().touch_for_search();
+        encode_for_search(&held).is_ok()
+    };
+    if !is_sound {
         held.forget();
-        return Ok((view, nothing));
     }
-    Ok((view, search(held, index, &view, query, known, wanted).unwrap_or(nothing)))
+    Ok((view, known.filter(|_| is_sound).unwrap_or(Known::nothing(&view))))
 }
 
-/// The rows among those `known` before that are nearest to `query`; none if they are no longer
-/// in memory.
-pub fn more(
+/// The rows among those `known` that are nearest to `query`; none if they are no longer in memory.
+pub fn nearest(
     index: Index,
     view: &View,
     query: &[f32],
@@ -221,7 +220,7 @@ fn search(
         scan.every_row(query, &tails, &mut best).map(|()| f64::INFINITY)
     } else {
         // Bounds tell what is near more surely than a walk does.
-        let count = if walked { most } else { most.min(RANKED << growth) };
+        let count = if walked { most } else { most.min(RANKED.max(wanted.expected) << growth) };
         scan.nearest_rows(query, wanted, &tails, count, &mut best)
     };
     let horizon = match looked_at {
@@ -236,7 +235,7 @@ fn search(
         Some(worst) if order(worst, horizon).is_lt() => Some(worst),
         _ => Some(horizon).filter(|horizon| *horizon < f64::INFINITY).or(worst),
     };
-    Some(Nearest { rows, horizon, known })
+    Some(Nearest { rows, horizon })
 }
 
 /// Why rows cannot be looked at.
@@ -305,12 +304,13 @@ impl Scan<'_> {
             }
             graph.scan(query, uncoded, |hit| bounds.push(below(hit.rank)))
         })?;
-        self.refine(&bounding, tails, &coarse, most, &mut bounds)?;
-        let high = threshold(&bounds, most);
-        let mut low = Vec::new();
-        (kernels().up_to)(&bounds, high, &mut low);
+        let (high, low) =
+            self.refine(&bounding, tails, &coarse, most, wanted.cutoff, &mut bounds)?;
         self.at_places(tails, &low, |graph, part, rows| {
-            for row in rows {
+            for (nth, row) in rows.iter().enumerate() {
+                if let Some(ahead) = rows.get(nth + VECTORS_AHEAD) {
+                    graph.prefetch_vector(*ahead);
+                }
                 let rank = graph.rank_of(query, *row)?;
                 best.offer(|| near(graph, part.base, *row, rank), rank);
             }
@@ -320,28 +320,49 @@ impl Scan<'_> {
     }
 
     /// Puts the bounds of int8 codes into the place of those that may be among the `most` lowest
-    /// then; `coarse` are the places of bounds from sign codes.
+    /// then, and up to `cutoff`; `coarse` are the places of bounds from sign codes. Returns a number
+    /// that about as many bounds are up to, and their places.
     fn refine(
         &mut self,
         bounding: &Bounding,
         tails: &[Part],
         coarse: &[Range<usize>],
         most: usize,
+        cutoff: f64,
         bounds: &mut [f32],
-    ) -> Result<(), Gone> {
-        let first = threshold(bounds, most.saturating_mul(REFINED_FIRST));
-        let done = up_to_among(coarse, bounds, first);
+    ) -> Result<(f32, Vec<u32>), Gone> {
+        let (cutoff, at_first) = (above(cutoff), most.saturating_mul(REFINED_FIRST));
+        let mut low = Vec::new();
+        let mut first = cutoff;
+        if cutoff < f32::INFINITY {
+            (kernels().up_to)(bounds, cutoff, &mut low);
+        }
+        if low.len() > at_first || cutoff == f32::INFINITY {
+            first = threshold(bounds, at_first).min(cutoff);
+            low.clear();
+            (kernels().up_to)(bounds, first, &mut low);
+        }
+        let done = among(coarse, &low);
         let mut fine = self.refine_at(bounding, tails, &done, bounds)?;
         let high = match fine.len() >= most {
-            true => *fine.select_nth_unstable_by(most - 1, f32::total_cmp).1,
-            false => f32::INFINITY,
+            true => fine.select_nth_unstable_by(most - 1, f32::total_cmp).1.min(cutoff),
+            false => cutoff,
         };
         if high > first {
-            let mut rest = up_to_among(coarse, bounds, high);
+            low.clear();
+            (kernels().up_to)(bounds, high, &mut low);
+            let mut rest = among(coarse, &low);
             rest.retain(|place| done.binary_search(place).is_err());
             self.refine_at(bounding, tails, &rest, bounds)?;
         }
-        Ok(())
+        // Whatever is not among `low` has a bound beyond the last of these.
+        let mut values: Vec<f32> = low.iter().map(|place| bounds[*place as usize]).collect();
+        let last = match values.len() >= most {
+            true => values.select_nth_unstable_by(most - 1, f32::total_cmp).1.min(cutoff),
+            false => cutoff,
+        };
+        low.retain(|place| bounds[*place as usize] <= last);
+        Ok((last, low))
     }
 
     /// Refines the bounds at these places, ascending, and returns the new ones.
@@ -452,6 +473,15 @@ fn below(rank: f64) -> f32 {
     }
 }
 
+/// A number that bounds of rows up to a rank are up to.
+fn above(rank: f64) -> f32 {
+    let near = rank as f32;
+    match near.is_nan() {
+        true => f32::INFINITY,
+        false => near.next_up(),
+    }
+}
+
 /// A number that about `count` bounds are up to; what is not a number bounds nothing, then all are.
 fn threshold(bounds: &[f32], count: usize) -> f32 {
     let high = select::threshold(bounds, count, &mut Vec::new());
@@ -462,17 +492,15 @@ fn threshold(bounds: &[f32], count: usize) -> f32 {
     }
 }
 
-/// The places in `among`, ascending runs of them, whose bounds are up to `high`.
-fn up_to_among(among: &[Range<usize>], bounds: &[f32], high: f32) -> Vec<u32> {
-    let mut places = Vec::new();
-    (kernels().up_to)(bounds, high, &mut places);
-    let mut among = among.iter().peekable();
-    places.retain(|place| {
+/// Those of `places` that are within the runs; both ascend.
+fn among(runs: &[Range<usize>], places: &[u32]) -> Vec<u32> {
+    let mut runs = runs.iter().peekable();
+    let is_within = |place: &u32| {
         let place = *place as usize;
-        while among.next_if(|run| run.end <= place).is_some() {}
-        among.peek().is_some_and(|run| run.contains(&place))
-    });
-    places
+        while runs.next_if(|run| run.end <= place).is_some() {}
+        runs.peek().is_some_and(|run| run.contains(&place))
+    };
+    places.iter().copied().filter(is_within).collect()
 }
 
 fn near<R: graph::Region>(

@@ -1,6 +1,7 @@
 //! Shared memory that is not as it should be.
 
 use super::slot::Held;
+use super::{take, Wanted};
 use crate::page::{kill_log_rows, Index, Tid, View};
 use pgrx::prelude::*;
 use pgrx::PgRelation;
@@ -60,6 +61,91 @@ mod tests {
             let hits = found.iter().filter(|id| exact.contains(id)).count();
             assert!(hits >= 18, "search {round}: {hits} of 20");
         }
+    }
+
+    #[pg_test]
+    fn rows_in_memory_are_found_among_those_of_a_segment() {
+        table();
+        Spi::run(
+            "SELECT drift_flush('m_e');
+             INSERT INTO m SELECT i, row_of(i) FROM generate_series(6001, 9000) i;",
+        )
+        .expect("as the test set up");
+        assert_eq!(held(), 3000);
+        // More than a scan is expected to be asked for: the memtable is asked again.
+        for limit in [10, 300] {
+            let ids = |recall: &str| -> Vec<i32> {
+                let sql = format!(
+                    "SELECT array_agg(id) FROM
+                     (SELECT id FROM m ORDER BY e <-> row_of(8077) LIMIT {limit}) nearest"
+                );
+                Spi::run(&format!("SET drift.target_recall = {recall}"))
+                    .expect("as the test set up");
+                Spi::get_one(&sql).expect("as the test set up").expect("as the test set up")
+            };
+            let exact = ids("1");
+            assert!(exact.iter().any(|id| *id > 6000) && exact.iter().any(|id| *id <= 6000));
+            // The second time a scan knows how many are wanted.
+            for _ in 0..2 {
+                let found = ids("0.99");
+                let hits = found.iter().filter(|id| exact.contains(id)).count();
+                assert!(hits * 10 >= limit * 9, "{hits} of {limit}");
+            }
+        }
+    }
+
+    #[pg_test]
+    fn every_row_comes_once_from_segment_and_memory() {
+        table();
+        Spi::run(
+            "SELECT drift_flush('m_e');
+             INSERT INTO m SELECT i, row_of(i) FROM generate_series(6001, 7000) i;
+             SET drift.max_scan_tuples = 1000000;
+             SET drift.target_recall = 0.9;",
+        )
+        .expect("as the test set up");
+        for (query, filter, rows) in [
+            ("row_of(6077)", "true", 7000),
+            ("array_fill(0::real, ARRAY[256])::vector", "true", 7000),
+            ("array_fill(1e30::real, ARRAY[256])::vector", "true", 7000),
+            ("row_of(77)", "id % 500 = 3", 14),
+        ] {
+            let sql = format!(
+                "SELECT array_agg(id) FROM
+                 (SELECT id FROM m WHERE {filter} ORDER BY e <-> {query}) nearest"
+            );
+            let mut ids: Vec<i32> =
+                Spi::get_one(&sql).expect("as the test set up").expect("as the test set up");
+            assert_eq!(ids.len(), rows, "{query} {filter}");
+            ids.sort_unstable();
+            ids.dedup();
+            assert_eq!(ids.len(), rows, "{query} {filter}");
+        }
+    }
+
+    #[pg_test]
+    fn rows_flushed_between_two_looks_are_found() {
+        table();
+        let relation =
+            PgRelation::open_with_name_and_share_lock("m_e").expect("as the test set up");
+        // SAFETY: the relation is open until the end of the function.
+        let index = unsafe { Index::new(relation.as_ptr()) };
+        let query = vec![0.5; 256];
+        let wanted = Wanted { recall: 0.9, round: 0, expected: 16, cutoff: f64::INFINITY };
+        let (view, known) = take(index).expect("as the test set up");
+        assert_eq!(known.records().end - known.records().start, 6000);
+        assert!(super::super::nearest(index, &view, &query, known, wanted).is_some());
+        Spi::run(
+            "SELECT drift_flush('m_e');
+             INSERT INTO m SELECT i, row_of(i) FROM generate_series(6001, 6100) i;",
+        )
+        .expect("as the test set up");
+        // They are not taken for those that came later.
+        assert!(super::super::nearest(index, &view, &query, known, wanted).is_none());
+        let (view, known) = take(index).expect("as the test set up");
+        assert_eq!(known.records().end - known.records().start, 100);
+        let found = super::super::nearest(index, &view, &query, known, wanted);
+        assert_eq!(found.expect("they are there").rows.len(), 100);
     }
 
     #[pg_test]

@@ -239,6 +239,21 @@ impl Search {
         self.ready.push(Nearest(Hit { rank, source: Source::Memory(place) }));
     }
 
+    /// Looks at the codes of the segments' rows, and returns a rank that hardly any row that will be
+    /// wanted is beyond: among others, those that are need not be looked for at first. Infinite
+    /// where codes do not tell.
+    pub fn foresee<R: Rows>(&mut self, routing: Option<&RoutingArena>, rows: &R) -> f64 {
+        let Some(routing) = routing.filter(|_| self.shortlist.is_some()) else {
+            return f64::INFINITY;
+        };
+        self.probe_until(self.params.effort.buckets(0), routing, rows);
+        let Some(shortlist) = &mut self.shortlist else { return f64::INFINITY };
+        if shortlist.horizon() == f32::NEG_INFINITY {
+            follow_up(shortlist, routing, rows, &mut self.frontier);
+        }
+        f64::from(shortlist.horizon())
+    }
+
     /// Takes back the row that [`Search::next`] has just delivered: nearer ones are to be added.
     pub fn put_back(&mut self, hit: Hit) {
         if let Some(rank) = self.rank_before.take() {
@@ -367,11 +382,7 @@ impl Search {
                 let horizon = shortlist.horizon();
                 let next = lowest.is_none_or(|lowest| horizon <= lowest);
                 if horizon < f32::INFINITY && next && passes(horizon) {
-                    let found = self.frontier.extend();
-                    shortlist.follow_up(routing, rows, |row| {
-                        let Estimated { segment, row, lower } = row;
-                        found.push(Candidate { lower, segment, row });
-                    });
+                    follow_up(shortlist, routing, rows, &mut self.frontier);
                     continue;
                 }
             }
@@ -396,6 +407,20 @@ impl Search {
             }
         }
     }
+}
+
+/// Moves rows of sign codes that may be the next to those whose int8 codes have been looked at.
+fn follow_up<R: Rows>(
+    shortlist: &mut Shortlist,
+    routing: &RoutingArena,
+    rows: &R,
+    frontier: &mut Frontier,
+) {
+    let found = frontier.extend();
+    shortlist.follow_up(routing, rows, |row| {
+        let Estimated { segment, row, lower } = row;
+        found.push(Candidate { lower, segment, row });
+    });
 }
 
 /// A hit that is greater the nearer it is, as [`BinaryHeap`] wants it.

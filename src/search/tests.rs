@@ -272,6 +272,33 @@ fn rows_in_memory_are_ranked_among_the_others() {
 }
 
 #[test]
+fn a_search_that_looks_ahead_delivers_the_same() {
+    for (metric, dim) in SHAPES {
+        let index = Index::new(metric, dim, &[3000, 40], 7);
+        for query in queries(dim) {
+            for params in [params(Effort::of(8), Order::Strict), exact()] {
+                let expected = index.search(&query, params, 100);
+                let mut search = Search::new(metric, &query, Some(&index.routing), params);
+                let mut rows = &index;
+                let horizon = search.foresee(Some(&index.routing), &rows);
+                let next = || search.next(Some(&index.routing), &mut rows).unwrap();
+                let found: Vec<Hit> = std::iter::from_fn(next).take(100).collect();
+                let parts = |hits: &[Hit]| -> Vec<(f64, Source)> {
+                    hits.iter().map(|hit| (hit.rank, hit.source)).collect()
+                };
+                assert_eq!(parts(&found), parts(&expected), "{metric:?} {dim}");
+                // Where there is one, the rows that are expected to be wanted are not beyond it.
+                assert!(found[9].rank <= horizon, "{metric:?} {dim}: {horizon}");
+                let knows = sign::are_used(metric, dim) && !params.effort.is_exact();
+                assert_eq!(horizon.is_finite(), knows, "{metric:?} {dim}");
+            }
+        }
+        let mut search = Search::new(metric, &vec![1.0; dim], None, exact());
+        assert_eq!(search.foresee(None, &&index), f64::INFINITY);
+    }
+}
+
+#[test]
 fn queries_that_are_no_numbers_still_get_every_row() {
     for (metric, dim) in [(Metric::L2, 64), (Metric::Cosine, 64), (Metric::InnerProduct, 64)] {
         let index = Index::new(metric, dim, &[500], 5);
