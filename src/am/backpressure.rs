@@ -29,7 +29,7 @@ pub fn relieve(index: Index, before: u32, after: u32) {
     if pressure == Pressure::None {
         return;
     }
-    if !background::announce_flush(index) {
+    if !background::announce_flush(index, after, limit) {
         if is_due(limit, before, after) {
             try_flush(index);
         }

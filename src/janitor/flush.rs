@@ -183,6 +183,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let (view, blocks) = View::take_with_blocks(index)?;
     let (mut manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
+    background::flush_has_in_hand(index, view.log_pages());
     let is_behind = background::is_behind(view.log_pages(), background::log_limit_pages());
     if zeal == Zeal::Flush && is_behind && pace::is_background() {
         zeal = Zeal::Hurry;

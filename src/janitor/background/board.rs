@@ -51,7 +51,8 @@ struct Entry {
     seat: u32,
     /// How often in a row putting in order was cut short.
     cut_short: u32,
-    unused: u32,
+    /// Pages of the log that the flush a worker is at has begun to read.
+    in_hand: u32,
     /// Nobody tries before.
     not_before: i64,
     /// When the segments are to be put in order, if no flush comes before; 0 if they are.
@@ -171,6 +172,18 @@ impl Board {
         }
     }
 
+    /// The log has grown to so many pages, more than its limit. While a worker flushes what it was
+    /// then, only what has come since is held against the limit.
+    pub fn announce_log(&mut self, key: Key, pages: u32, limit: u32) -> Heard {
+        let in_hand = match self.entry(key) {
+            // Putting in order gives way to a log that is due, with all that is in it.
+            Some(entry) if entry.taken & (FLUSH | TIDY) == FLUSH => entry.in_hand,
+            _ => 0,
+        };
+        let wanted = if pages > limit.saturating_add(in_hand) { FLUSH } else { 0 };
+        self.announce(key, wanted, 0)
+    }
+
     /// Rows older than `redo` are to be flushed. Whether there are any.
     pub fn seal(&mut self, redo: u64) -> bool {
         let old = |entry: &&mut Entry| entry.since != 0 && entry.since < redo;
@@ -185,8 +198,21 @@ impl Board {
     pub fn flush_begins(&mut self, key: Key) {
         if let Some(entry) = self.entry(key) {
             entry.since = 0;
+            entry.in_hand = 0;
             entry.wanted &= !FLUSH;
             entry.forget_if_idle();
+        }
+    }
+
+    /// The log had so many pages when that flush took its view; none are in hand any more once it
+    /// has published.
+    pub fn has_in_hand(&mut self, key: Key, pages: u32) {
+        if let Some(entry) = self.entry(key) {
+            entry.in_hand = pages;
+            if pages > 0 && entry.taken & TIDY == 0 {
+                // By pages that came before the view.
+                entry.wanted &= !FLUSH;
+            }
         }
     }
 
@@ -272,6 +298,7 @@ impl Board {
             entry.tidy_at = 0;
         }
         entry.seat = ticket.seat as u32 + 1;
+        entry.in_hand = 0;
         entry.not_before = now;
         Next::Job { relation: entry.relation, work: entry.taken }
     }

@@ -91,14 +91,16 @@ pub fn log_seen(index: Index) {
     }
 }
 
-/// Asks the janitor to flush the log. False if it does not, so that somebody else has to.
-pub fn announce_flush(index: Index) -> bool {
-    announce(index, board::FLUSH)
+/// Asks the janitor to flush a log that has grown to so many pages, more than its limit. False if it
+/// does not, so that somebody else has to.
+pub fn announce_flush(index: Index, pages: u32, limit: u32) -> bool {
+    // There will be room, or there is none and the log goes on to grow: its writers see to it.
+    announce(index, true, |board| board.announce_log(key(index), pages, limit))
 }
 
 /// Asks the janitor to make missing arenas. False if it does not, so that somebody else has to.
 pub fn announce_arenas(index: Index) -> bool {
-    announce(index, board::ARENAS)
+    announce(index, false, |board| board.announce(key(index), board::ARENAS, 0))
 }
 
 /// Tells the janitor that a memtable has rows to be linked; it looks for them now and then anyway.
@@ -106,18 +108,18 @@ pub fn announce_links() {
     shared::wake_launcher();
 }
 
-fn announce(index: Index, work: u32) -> bool {
+/// What an announcement comes to; `if_full` where there is no room for it.
+fn announce(index: Index, if_full: bool, announce: impl FnOnce(&mut Board) -> Heard) -> bool {
     if !is_on(index) {
         return false;
     }
-    match shared::with_board(|board| board.announce(key(index), work, 0)) {
+    match shared::with_board(announce) {
         Some(Heard::New) => {
             shared::wake_launcher();
             true
         }
         Some(Heard::Known) => true,
-        // There will be room, or there is none and the log goes on to grow: its writers see to it.
-        Some(Heard::Full) => work == board::FLUSH,
+        Some(Heard::Full) => if_full,
         Some(Heard::Failing) | None => false,
     }
 }
@@ -128,6 +130,13 @@ pub fn flush_begins(index: Index) {
         shared::with_board(|board| board.flush_begins(key(index)));
         // Rows that come from now on are announced again.
         shared::advance_epoch();
+    }
+}
+
+/// The log had so many pages when its flush, which has just begun, took its view.
+pub fn flush_has_in_hand(index: Index, pages: u32) {
+    if pace::is_background() {
+        shared::with_board(|board| board.has_in_hand(key(index), pages));
     }
 }
 

@@ -45,6 +45,59 @@ fn what_is_announced_while_a_job_runs_is_not_forgotten() {
 }
 
 #[test]
+fn what_a_flush_has_in_hand_is_not_to_be_flushed_again() {
+    let mut board = board();
+    assert_eq!(board.announce_log(A, 101, 100), Heard::New);
+    let ticket = worker(&mut board, 0);
+    board.next(ticket, BOTH, 0);
+    board.flush_begins(A);
+    board.has_in_hand(A, 120);
+    assert_eq!(board.announce_log(A, 121, 100), Heard::Known);
+    assert_eq!(board.announce_log(A, 220, 100), Heard::Known);
+    assert!(!board.is_flush_wanted(A));
+    assert_eq!(board.announce_log(A, 221, 100), Heard::New);
+    assert_eq!(board.announce_log(A, 222, 100), Heard::Known);
+    board.done(ticket);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: FLUSH });
+    // Nothing is in hand until this one has begun, nor after it.
+    assert_eq!(board.announce_log(A, 150, 100), Heard::New);
+    board.flush_begins(A);
+    board.has_in_hand(A, 150);
+    board.done(ticket);
+    assert_eq!(board.announce_log(A, 101, 100), Heard::New);
+}
+
+#[test]
+fn pages_that_came_before_the_view_ask_for_no_other_flush() {
+    let mut board = board();
+    board.announce(A, BOTH, 0);
+    let ticket = worker(&mut board, 0);
+    assert_eq!(board.next(ticket, BOTH, 0), Next::Job { relation: 10, work: BOTH });
+    board.flush_begins(A);
+    board.announce_log(A, 110, 100);
+    board.has_in_hand(A, 111);
+    assert!(!board.is_flush_wanted(A));
+    // The arenas take long; what the flush had in hand is in a segment by now.
+    board.has_in_hand(A, 0);
+    assert_eq!(board.announce_log(A, 101, 100), Heard::New);
+}
+
+#[test]
+fn putting_in_order_gives_way_to_all_that_is_in_the_log() {
+    const ALL: u32 = FLUSH | ARENAS | TIDY;
+    let mut board = board();
+    board.tidy_later(A, 0);
+    let (ticket, _) = board.seat(ALL, QUIET).unwrap();
+    board.enter(ticket, 100);
+    board.next(ticket, ALL, QUIET);
+    board.flush_begins(A);
+    board.has_in_hand(A, 90);
+    assert!(!board.is_flush_wanted(A));
+    assert_eq!(board.announce_log(A, 101, 100), Heard::New);
+    assert!(board.is_flush_wanted(A));
+}
+
+#[test]
 fn an_index_left_alone_is_put_in_order_once() {
     const ALL: u32 = FLUSH | ARENAS | TIDY;
     let mut board = board();
