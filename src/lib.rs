@@ -4,7 +4,7 @@
 //!
 //! | layer | what it knows |
 //! |---|---|
-//! | `allocator` | where large blocks of memory come from |
+//! | `allocator`, [`courtesy`] | where large blocks of memory come from; how long a thread's turn is |
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | [`quant`] | projection, rotation, short codes and int8 codes of residuals, and the bounds of their error |
 //! | [`cluster`] | k-means, the router over its centroids, second buckets, groups of centroids |
@@ -25,6 +25,7 @@
 mod allocator;
 pub mod arena;
 pub mod cluster;
+pub mod courtesy;
 pub mod graph;
 pub mod metric;
 pub mod quant;

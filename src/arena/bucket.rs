@@ -3,6 +3,7 @@
 use super::format::SpilledRow;
 use super::{Plan, RoutingArena};
 use crate::cluster::{project_rows, Stopped};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{self, Factors, Rotation};
@@ -179,6 +180,7 @@ pub fn encode_run(
         .map_init(
             || Encoder::new(metric, routing),
             |encoder, (entry, (row, spilled))| {
+                courtesy::give_way();
                 let shape = plan.shapes()[entry];
                 let rows = (row..row + shape.rows as usize).map(vector);
                 let of = |(nth, of): (usize, &SpilledRow)| (*of, vector(spilled + nth));

@@ -5,6 +5,7 @@
 //! rayon pool, which is the caller's to install, and look at the caller's stop flag many times a
 //! second. Results depend on the seed alone, not on the number of threads.
 
+use crate::courtesy;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
@@ -42,6 +43,7 @@ fn evenly(rows: &[f32], dim: usize, count: usize) -> Vec<f32> {
 
 /// Fails once the flag is up.
 fn check(stop: &AtomicBool) -> Result<(), Stopped> {
+    courtesy::give_way();
     if stop.load(Ordering::Relaxed) {
         Err(Stopped)
     } else {

@@ -8,6 +8,7 @@ use crate::arena::{
     encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Plan, RoutingArena, Writer,
 };
 use crate::cluster::{Router, Stopped};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::page::{BucketShape, Identity, Index, Read, RowMap, Segment, VectorReader};
 use crate::quant::{self, sign};
@@ -50,6 +51,7 @@ impl VectorSource for RowsInMemory<'_> {
     }
 
     fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()> {
+        courtesy::give_way();
         let at = self.order[row as usize] as usize * self.dims;
         out.extend_from_slice(&self.vectors[at..at + self.dims]);
         Ok(())
@@ -229,6 +231,7 @@ impl ArenaBuilder<'_> {
             let encode = |_: &_| encode_run(metric, routing, plan, group.clone(), &vectors);
             let encoded = self.crew.run_beside(encode, || beside(own));
             for bucket in &encoded {
+                courtesy::give_way();
                 if let Err(error) = writer.push_bucket(bucket) {
                     return Ok(Err(error));
                 }

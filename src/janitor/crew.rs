@@ -4,9 +4,9 @@
 //! memory and return plain memory, and no signal is ever delivered to them. Meanwhile the backend
 //! watches for a cancel.
 
-use super::background::pace;
+use super::background::pace::{self, Manner};
 use pgrx::{pg_sys, PgSqlErrorCode};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{channel, RecvTimeoutError};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use std::time::Duration;
 /// A pool of threads that lives as long as its job.
 pub struct Crew {
     pool: RefCell<rayon::ThreadPool>,
+    manner: Cell<Manner>,
 }
 
 /// How soon a cancel is noticed.
@@ -21,18 +22,21 @@ const WATCH: Duration = Duration::from_millis(20);
 
 impl Crew {
     /// As many threads as the machine has cores, but no more than parallel maintenance may use; one
-    /// for a background job, which takes what time others leave: threads weigh as little with the
-    /// scheduler as who starts them. It gets as many as others once somebody waits for it.
+    /// for a background job, which takes what time others leave. It gets as many as others, that
+    /// weigh as much, while somebody waits for it.
     pub fn new() -> Crew {
-        let threads = if pace::keeps_to_one_core() { 1 } else { most_threads() };
-        Crew { pool: RefCell::new(start(threads)) }
+        let manner = pace::manner();
+        Crew { pool: RefCell::new(start(threads(), manner)), manner: Cell::new(manner) }
     }
 
-    /// Takes on threads where somebody has begun to wait for a background job.
-    fn grow(&self) {
-        let threads = most_threads();
-        if !pace::keeps_to_one_core() && self.pool.borrow().current_num_threads() < threads {
-            self.pool.replace(start(threads));
+    /// Takes on other threads where somebody has begun to wait for a background job, or no longer
+    /// does.
+    fn adapt(&self) {
+        let (threads, manner) = (threads(), pace::manner());
+        let known = self.pool.borrow().current_num_threads();
+        if (known, self.manner.get()) != (threads, manner) {
+            self.pool.replace(start(threads, manner));
+            self.manner.set(manner);
         }
     }
 
@@ -51,7 +55,7 @@ impl Crew {
     ) -> T {
         let stop = AtomicBool::new(false);
         let (done, watched) = channel();
-        self.grow();
+        self.adapt();
         let beside = if pace::keeps_to_one_core() {
             beside();
             None
@@ -94,18 +98,23 @@ impl Crew {
     }
 }
 
-/// As many threads as the machine has cores, or as parallel maintenance may use.
-fn most_threads() -> usize {
+/// As many threads as the machine has cores, or as parallel maintenance may use; one where others
+/// are to have the rest.
+fn threads() -> usize {
+    if pace::keeps_to_one_core() {
+        return 1;
+    }
     // SAFETY: reads a setting on the backend's own thread.
     let workers = unsafe { pg_sys::max_parallel_maintenance_workers };
     let allowed = usize::try_from(workers).unwrap_or(0) + 1;
     allowed.min(std::thread::available_parallelism().map_or(1, |cores| cores.get()))
 }
 
-fn start(threads: usize) -> rayon::ThreadPool {
+fn start(threads: usize, manner: Manner) -> rayon::ThreadPool {
     let _blocked = BlockedSignals::new();
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
+        .start_handler(move |_| manner.take_on())
         .thread_name(|nth| format!("drift {nth}"))
         .build();
     match pool {

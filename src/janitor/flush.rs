@@ -183,8 +183,12 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let (view, blocks) = View::take_with_blocks(index)?;
     let (mut manifest, manifest_blocks) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
-    background::flush_has_in_hand(index, view.log_pages());
-    let is_behind = background::is_behind(view.log_pages(), background::log_limit_pages());
+    let (log_pages, log_limit) = (view.log_pages(), background::log_limit_pages());
+    background::flush_has_in_hand(index, log_pages);
+    let is_behind = background::is_behind(log_pages, log_limit);
+    if zeal != Zeal::Tidy {
+        pace::set_flush(index, background::is_far_behind(log_pages, log_limit));
+    }
     if zeal == Zeal::Flush && is_behind && pace::is_background() {
         zeal = Zeal::Hurry;
     }
@@ -278,6 +282,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let manifest = Manifest { router: new_router, segments: kept };
     let is_untidy = !Due::of(&manifest, dims, 0, Zeal::Tidy).is_none();
     commit(index, job, manifest, Some(end), space)?;
+    background::flush_is_done(index, View::take(index)?.log_pages(), log_limit);
     if is_untidy {
         background::tidy_later(index);
     }

@@ -1,6 +1,7 @@
 //! Rows on their way into a segment: in memory while they fit, in a temporary file beyond.
 
 use super::temp_file::TempFile;
+use crate::courtesy;
 use crate::page::Tid;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -60,6 +61,7 @@ impl RowStore {
 
     /// Appends a row.
     pub fn push(&mut self, tid: Tid, vector: &[f32]) {
+        courtesy::give_way();
         if size_of_val(self.vectors.as_slice()) + size_of_val(vector) > self.budget {
             self.spill();
         }

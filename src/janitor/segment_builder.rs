@@ -10,6 +10,7 @@ use super::rows::RowStore;
 use super::temp_file::TempFile;
 use crate::arena::RoutingArena;
 use crate::cluster::{Router, Stopped, Trained, NO_BUCKET};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
@@ -339,6 +340,7 @@ impl SegmentBuilder<'_> {
     ) {
         let first = output.written;
         for nth in first..first + rows {
+            courtesy::give_way();
             let (tid, vector) = row(nth);
             output.tids.push(bytemuck::bytes_of(&tid));
             output.vectors.push(bytemuck::cast_slice(vector));

@@ -1,6 +1,7 @@
 //! How rows come into the memtable and leave it.
 
 use super::slot::{give_slot, label, Chunks, Held, Key, Slot, GENERATIONS};
+use crate::courtesy;
 use crate::graph::{Corrupt, Graph, Scratch, CODED_BLOCK};
 use crate::page::{read_log_from, Appended, Fault, Index, LogEnd, LogStart, Read, Tid, View};
 use std::cell::RefCell;
@@ -321,6 +322,7 @@ fn link_where(is_worth_it: impl Fn(&Slot) -> bool, tail_bytes: usize) -> u32 {
 /// Links at most `rows` rows of a slot, if its unlinked tail has more than so many bytes.
 fn link_step(held: Held, rows: u32, tail_bytes: usize) -> u32 {
     let dims = held.slot().dims().max(1);
+    courtesy::give_way();
     let step = || {
         let (_, graph) = held.graph(held.slot().active())?;
         let unlinked = graph.len().saturating_sub(graph.linked()) as usize;

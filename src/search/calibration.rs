@@ -6,6 +6,7 @@
 
 use crate::arena::RoutingArena;
 use crate::cluster::{Router, Stopped, NO_BUCKET};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::quant::{self, sign};
 use crate::search::probe::ProbeOrder;
@@ -109,6 +110,7 @@ impl Trial {
                 }
                 let first = first + nth * block_rows;
                 for (query, nearest) in queries.chunks_exact(dims).zip(&mut *nearest) {
+                    courtesy::give_way();
                     let mut reach = reach_of(metric, nearest);
                     for (vector, row) in block.chunks_exact(dims).zip(first..) {
                         if is_beyond(reach, query, vector) {

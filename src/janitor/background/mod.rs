@@ -15,11 +15,11 @@ mod settings;
 mod shared;
 mod worker;
 
-pub use pressure::{is_behind, Pressure};
+pub use pressure::{is_behind, is_far_behind, Pressure};
 pub use settings::log_limit_pages;
 
 use crate::page::Index;
-use board::{Heard, Key};
+use board::{Board, Heard, Key};
 use pgrx::pg_sys;
 
 /// Makes the settings known, and, while the server preloads the library, asks for shared memory
@@ -137,6 +137,14 @@ pub fn flush_begins(index: Index) {
 pub fn flush_has_in_hand(index: Index, pages: u32) {
     if pace::is_background() {
         shared::with_board(|board| board.has_in_hand(key(index), pages));
+    }
+}
+
+/// The flush has published, and the log has so many pages left: as many as came meanwhile.
+pub fn flush_is_done(index: Index, pages: u32, limit: u32) {
+    flush_has_in_hand(index, 0);
+    if pages > limit && pace::is_background() {
+        announce_flush(index, pages, limit);
     }
 }
 

@@ -5,7 +5,9 @@
 
 use super::board::Key;
 use super::{settings, shared};
+use crate::courtesy;
 use crate::janitor::lock::{JobLock, MODE};
+use crate::memtable;
 use crate::page::Index;
 use pgrx::{pg_sys, PgSqlErrorCode};
 use std::cell::Cell;
@@ -18,32 +20,65 @@ const WATCH: Duration = Duration::from_millis(50);
 /// The longest pause at a time.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// How much less than sessions the janitor's processes weigh with the scheduler.
+/// How much less than sessions the janitor's processes weigh with the scheduler, as long as nobody
+/// waits for them.
 const NICENESS: libc::c_int = 10;
 
-/// Lowers the priority of the process, which is one of the janitor's. Whoever waits for a lock that
-/// it holds leaves it the time to go on.
+/// How a thread of the janitor shares the processor with sessions.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// As any session: somebody waits for the job.
+    Foreground,
+    /// As any session, but for short turns: searches are the slower the longer the job takes.
+    Brisk,
+    /// It takes what they leave.
+    Patient,
+}
+
+impl Manner {
+    /// Begins to share the processor so, as a thread that has just been started.
+    pub fn take_on(self) {
+        if self == Manner::Patient {
+            lower_priority();
+        }
+        if self != Manner::Foreground {
+            courtesy::begin();
+        }
+    }
+}
+
+/// Begins to share the processor patiently, for good.
 pub fn step_back() {
-    // SAFETY: a plain call on the process's only thread; 0 means the calling one. If the priority
-    // cannot be lowered, nothing is lost but politeness.
+    Manner::Patient.take_on();
+    weigh_less_by(NICENESS);
+}
+
+/// The calling thread weighs less with the scheduler, if threads have priorities of their own.
+/// Without privileges there is no way back.
+fn lower_priority() {
+    // SAFETY: a plain call; 0 means the calling thread to Linux. If the priority cannot be lowered,
+    // nothing is lost but politeness.
+    #[cfg(target_os = "linux")]
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
     }
-    step_back_as_a_group();
 }
 
 /// Where Linux shares the processor out to sessions (`CONFIG_SCHED_AUTOGROUP`), the niceness of a
-/// process counts among those of its session only. Each process of the server is a session of its
+/// thread counts among those of its session only. Each process of the server is a session of its
 /// own, whose niceness is set through a file.
-fn step_back_as_a_group() {
+fn weigh_less_by(niceness: libc::c_int) {
     #[cfg(target_os = "linux")]
     {
         // SAFETY: plain calls.
         let leads_session = unsafe { libc::getsid(0) == libc::getpid() };
-        if leads_session {
+        if leads_session && WEIGHS_LESS_BY.get() != niceness {
             // Without such groups there is no file; and where others have just set theirs it has to
             // wait for the next time.
-            let _ = std::fs::write("/proc/self/autogroup", NICENESS.to_string());
+            let written = std::fs::write("/proc/self/autogroup", niceness.to_string());
+            if written.is_ok() {
+                WEIGHS_LESS_BY.set(niceness);
+            }
         }
     }
 }
@@ -59,6 +94,10 @@ struct Pace {
     hurries: bool,
     /// It takes so long that writers may have to wait for what comes after it.
     is_long: bool,
+    /// Searches wait for it, or soon writers will.
+    is_brisk: bool,
+    /// The index whose log it flushes.
+    flushed: Option<Index>,
     /// The job is not worth keeping others from flushing this index.
     gives_way: Option<Key>,
     /// End of the last pause.
@@ -69,6 +108,8 @@ struct Pace {
 
 thread_local! {
     static PACE: Cell<Option<Pace>> = const { Cell::new(None) };
+    /// The niceness of this process's session.
+    static WEIGHS_LESS_BY: Cell<libc::c_int> = const { Cell::new(0) };
 }
 
 /// This process works in the background until the value returned is dropped, on a relation that it
@@ -86,11 +127,14 @@ pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced
         job: None,
         hurries: false,
         is_long: false,
+        is_brisk: false,
+        flushed: None,
         gives_way: None,
         worked_since: now,
         watched: now,
         yields: false,
     }));
+    courtesy::begin();
     Paced(())
 }
 
@@ -112,7 +156,8 @@ impl Drop for Paced {
 pub fn set_job(job: Option<&JobLock>) {
     if let Some(pace) = PACE.get() {
         let job = job.map(JobLock::tag);
-        PACE.set(Some(Pace { job, hurries: false, is_long: false, ..pace }));
+        let none = Pace { hurries: false, is_long: false, is_brisk: false, flushed: None, ..pace };
+        PACE.set(Some(Pace { job, ..none }));
     }
 }
 
@@ -126,6 +171,34 @@ pub fn give_way_to_flush(index: Index) {
 /// Whether this is a background job.
 pub fn is_background() -> bool {
     PACE.get().is_some()
+}
+
+/// The background job flushes this index: it does so briskly where searches are the slower for the
+/// log's rows, as they are taken to be where the memtable knows nothing of the index, or where its
+/// log `is_long`.
+pub fn set_flush(index: Index, is_long: bool) {
+    if let Some(pace) = PACE.get() {
+        let is_brisk = is_long || memtable::is_searched(index);
+        PACE.set(Some(Pace { flushed: Some(index), is_brisk, ..pace }));
+        weigh();
+    }
+}
+
+/// How threads are to share the processor that work for this process.
+pub fn manner() -> Manner {
+    match PACE.get() {
+        None => Manner::Foreground,
+        Some(pace) if pace.is_brisk || pace.hurries => Manner::Brisk,
+        Some(_) => Manner::Patient,
+    }
+}
+
+/// This process's session weighs with the scheduler what its job asks for.
+pub fn weigh() {
+    weigh_less_by(match manner() {
+        Manner::Patient => NICENESS,
+        Manner::Foreground | Manner::Brisk => 0,
+    });
 }
 
 /// From now on the background job keeps the log from being flushed for long: it may take what cores
@@ -149,23 +222,27 @@ pub fn has_yielded() -> bool {
 /// Whether somebody waits for a lock that the background job's is in the way of.
 pub fn must_yield() -> bool {
     let Some(mut pace) = PACE.get() else { return false };
-    let Some((relation, mode)) = pace.lock else { return false };
     if !pace.yields && pace.watched.elapsed() >= WATCH {
         pace.watched = Instant::now();
-        // SAFETY: the relation is open and locked in this mode as long as the job runs, and the
-        // lock is in the shared table; called on the process's own thread. What the last look at
-        // the catalog has left does not hold back vacuum while the job goes on.
-        unsafe {
-            pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
-            pace.hurries = pace.job.is_some_and(|tag| pg_sys::LockHasWaiters(&tag, MODE, false));
-            pg_sys::InvalidateCatalogSnapshotConditionally();
-        }
-        if let Some(key) = pace.gives_way {
-            // Who waits for the lock waits for a flush as well.
-            pace.yields |= pace.hurries
-                || shared::with_board(|board| board.is_flush_wanted(key)).unwrap_or(false);
+        pace.is_brisk |= pace.flushed.is_some_and(memtable::is_searched);
+        if let Some((relation, mode)) = pace.lock {
+            // SAFETY: the relation is open and locked in this mode as long as the job runs, and the
+            // lock is in the shared table; called on the process's own thread. What the last look
+            // at the catalog has left does not hold back vacuum while the job goes on.
+            unsafe {
+                pace.yields = pg_sys::LockHasWaitersRelation(relation, mode);
+                pace.hurries =
+                    pace.job.is_some_and(|tag| pg_sys::LockHasWaiters(&tag, MODE, false));
+                pg_sys::InvalidateCatalogSnapshotConditionally();
+            }
+            if let Some(key) = pace.gives_way {
+                // Who waits for the lock waits for a flush as well.
+                pace.yields |= pace.hurries
+                    || shared::with_board(|board| board.is_flush_wanted(key)).unwrap_or(false);
+            }
         }
         PACE.set(Some(pace));
+        weigh();
     }
     pace.yields
 }
@@ -175,6 +252,7 @@ pub fn must_yield() -> bool {
 pub fn breathe() {
     pgrx::check_for_interrupts!();
     let Some(pace) = PACE.get() else { return };
+    courtesy::give_way();
     yield_if_asked();
     let worked = pace.worked_since.elapsed();
     if worked < SHORT {

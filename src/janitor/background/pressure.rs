@@ -49,6 +49,11 @@ pub fn is_behind(pages: u32, limit: u32) -> bool {
     f64::from(pages) > BEHIND * f64::from(limit)
 }
 
+/// Whether it is as long as one may be before its writers are held up, if the index is searched.
+pub fn is_far_behind(pages: u32, limit: u32) -> bool {
+    f64::from(pages) > SLOW * f64::from(limit)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -107,8 +107,6 @@ unsafe extern "C-unwind" fn leave(_code: c_int, argument: pg_sys::Datum) {
 fn work(ticket: Ticket) {
     let next = || shared::with_board(|board| board.next(ticket, kinds(), now()));
     while let Some(Next::Job { relation, work }) = next() {
-        // Each time: the last one may have been too soon after another process's.
-        pace::step_back();
         match run(relation, work) {
             Outcome::Done => shared::with_board(|board| board.done(ticket)),
             Outcome::Later => shared::with_board(|board| board.postpone(ticket, now(), RETRY)),
@@ -188,6 +186,10 @@ unsafe fn is_ours(relation: pg_sys::Relation) -> bool {
 
 fn perform(index: Index, work: u32) -> Outcome {
     let name = full_name(index);
+    if work & FLUSH == 0 || work & TIDY != 0 {
+        // A flush finds out for itself how it is to be done.
+        pace::weigh();
+    }
     if work & FLUSH != 0 {
         let Some(job) = JobLock::try_acquire(index) else { return Outcome::Later };
         let (what, perform): (_, fn(Index, &JobLock) -> Read<Flushed>) = match work & TIDY {
