@@ -159,7 +159,7 @@ impl Due {
         };
         let merged = match zeal {
             _ if retrain => vec![true; sizes.len()],
-            Zeal::Hurry => overdue(&sizes, fresh),
+            Zeal::Hurry => overdue(&sizes),
             Zeal::Flush => due(&sizes, fresh),
             Zeal::Tidy => untidy(&sizes),
         };

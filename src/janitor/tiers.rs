@@ -14,6 +14,10 @@ const MOST_TIMES: u64 = 8;
 
 /// With fewer than this, one that others wait for merges none.
 const TOO_MANY: usize = 16;
+/// With as many it merges so many that are of like size, which is up to so many times the smallest's.
+const FEWEST_MERGED: usize = 4;
+const MOST_MERGED: usize = 8;
+const LIKE: u64 = 3;
 
 /// Which segments, given as rows and live rows, are to be written anew with `fresh` rows.
 ///
@@ -42,12 +46,25 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
     merged
 }
 
-/// As [`due`], but puts off what can wait: there will be a time when fewer rows come.
-pub fn overdue(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
-    match segments.len() {
-        ..TOO_MANY => vec![false; segments.len()],
-        _ => due(segments, fresh),
+/// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Where segments
+/// are too many, the smallest of like size become one: a row is written a logarithmic number of
+/// times, and hardly ever many of them at once.
+pub fn overdue(segments: &[(u64, u64)]) -> Vec<bool> {
+    let mut merged = vec![false; segments.len()];
+    if segments.len() < TOO_MANY {
+        return merged;
     }
+    let mut by_size: Vec<usize> = (0..segments.len()).collect();
+    by_size.sort_by_key(|nth| segments[*nth].1);
+    let alike = |first: usize| {
+        let most = segments[by_size[first]].1.saturating_mul(LIKE);
+        let from_there = by_size[first..].iter().take(MOST_MERGED);
+        from_there.take_while(|nth| segments[**nth].1 <= most).count()
+    };
+    let first = (0..by_size.len()).find(|first| alike(*first) >= FEWEST_MERGED).unwrap_or(0);
+    let count = alike(first).max(FEWEST_MERGED);
+    by_size[first..first + count].iter().for_each(|nth| merged[*nth] = true);
+    merged
 }
 
 /// A segment this many times as large as all smaller ones together is left alone even when nobody
@@ -93,6 +110,10 @@ mod tests {
     impl Simulation {
         fn flush(&mut self, fresh: u64) {
             let merged = due(&self.segments, fresh);
+            self.flush_with(fresh, &merged);
+        }
+
+        fn flush_with(&mut self, fresh: u64, merged: &[bool]) {
             let mut keep = merged.iter().map(|merged| !merged);
             let mut written = fresh;
             self.segments.retain(|(_, live)| {
@@ -178,10 +199,41 @@ mod tests {
 
     #[test]
     fn in_a_hurry_nothing_is_merged_until_there_are_many() {
-        let segments = vec![(10, 10); TOO_MANY];
-        assert!(!overdue(&segments[1..], 1000).contains(&true));
-        assert!(!overdue(&segments, 1000).contains(&false));
+        let mut segments = vec![(10, 10); TOO_MANY];
+        assert!(!overdue(&segments[1..]).contains(&true));
         assert!(!due(&segments[1..], 1000).contains(&false));
+        let of = |merged: Vec<bool>| -> Vec<usize> {
+            (0..merged.len()).filter(|nth| merged[*nth]).collect()
+        };
+        assert_eq!(of(overdue(&segments)), Vec::from_iter(0..MOST_MERGED));
+        // Three small ones are not alike the others, of which some are.
+        segments[3..].iter_mut().zip(1..).for_each(|(s, nth)| *s = (nth << 20, nth << 20));
+        assert_eq!(of(overdue(&segments)), [4, 5, 6, 7, 8]);
+        // Where none are, the smallest.
+        segments.iter_mut().zip(1..).for_each(|(s, nth)| *s = (1 << nth, 1 << nth));
+        assert_eq!(of(overdue(&segments)), [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn a_load_in_haste_writes_each_row_a_few_times_and_seldom_many_at_once() {
+        for (flushes, amplification, times) in
+            [(60, 2.0, 10), (1000, 4.0, 450), (10_000, 6.0, 5000)]
+        {
+            let mut simulation = Simulation::default();
+            simulation.segments.push((10_000_000, 10_000_000));
+            let mut largest = 0;
+            for _ in 0..flushes {
+                let before = simulation.written;
+                let merged = overdue(&simulation.segments);
+                simulation.flush_with(16_000, &merged);
+                largest = largest.max((simulation.written - before) / 16_000);
+            }
+            let written = simulation.written as f64 / 16_000.0 / f64::from(flushes);
+            let case = format!("{flushes} flushes: {written:.2} times, {largest} flushes at once");
+            println!("{case}");
+            assert!(written < amplification && largest < times, "{case}");
+            assert!(simulation.most_segments <= TOO_MANY, "{case}");
+        }
     }
 
     #[test]
