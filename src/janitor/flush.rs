@@ -185,13 +185,16 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let (metric, dims) = (view.metric, view.dims());
     let (log_pages, log_limit) = (view.log_pages(), background::log_limit_pages());
     background::flush_has_in_hand(index, log_pages);
-    let is_behind = background::is_behind(log_pages, log_limit);
     if zeal != Zeal::Tidy {
         pace::set_flush(index, background::is_far_behind(log_pages, log_limit));
     }
-    if zeal == Zeal::Flush && is_behind && pace::is_background() {
-        zeal = Zeal::Hurry;
-    }
+    let in_time = |zeal: Zeal, log_pages: u32| match zeal {
+        Zeal::Flush if pace::is_background() && background::is_behind(log_pages, log_limit) => {
+            Zeal::Hurry
+        }
+        zeal => zeal,
+    };
+    zeal = in_time(zeal, log_pages);
 
     let mut store = RowStore::new(dims, job_memory());
     let end = read_log(index, &view, |seq, tid, vector| {
@@ -227,6 +230,8 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
         }
         sorter = Some(opened);
     }
+    // By now it shows how fast rows come.
+    zeal = in_time(zeal, View::take(index)?.log_pages());
     let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
 
     let mut log_blocks = end.passed.clone();
