@@ -13,8 +13,8 @@ const TURN: Duration = Duration::from_micros(100);
 const LOOKS: u32 = 4;
 
 thread_local! {
-    /// Of a courteous thread: the begin of its turn, and how often it was asked for the end since it
-    /// has looked at the clock.
+    /// Of a courteous thread: the begin of its turn, and how often it was asked for the end since
+    /// it has looked at the clock.
     static TURNS: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
 }
 
@@ -25,8 +25,8 @@ pub fn begin() {
     TURNS.set(Some((Instant::now(), 0)));
 }
 
-/// Ends the turn of a courteous thread, if it has taken long enough. For loops whose steps take a few
-/// microseconds.
+/// Ends the turn of a courteous thread, if it has taken long enough. For loops whose steps take a
+/// few microseconds.
 #[inline]
 pub fn give_way() {
     let Some((since, looks)) = TURNS.get() else { return };
@@ -40,8 +40,8 @@ pub fn give_way() {
     }
 }
 
-/// Asks Linux, which knows of such wishes from 6.12 on, for turns that are as short: before a turn is
-/// over, a thread that leaves the processor is the first to get it back.
+/// Asks Linux, which knows of such wishes from 6.12 on, for turns that are as short: before a turn
+/// is over, a thread that leaves the processor is the first to get it back.
 #[cfg(target_os = "linux")]
 fn ask_for_short_turns() {
     /// `struct sched_attr` of `sched_setattr(2)`, in its first version.

@@ -57,8 +57,8 @@ fn is_due(limit: u32, before: u32, after: u32) -> bool {
     after > limit && (before <= limit || before / step != after / step)
 }
 
-/// Flushes, unless a job is at it, and leaves what else is due to the janitor if there is one. False
-/// if a job is.
+/// Flushes, unless a job is at it, and leaves what else is due to the janitor if there is one.
+/// False if a job is.
 fn try_flush(index: Index) -> bool {
     let Some(job) = JobLock::try_acquire(index) else { return false };
     if let Err(fault) = janitor::flush_log(index, &job) {

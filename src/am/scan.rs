@@ -1,8 +1,8 @@
 //! Ordered scans.
 //!
 //! A scan takes the metapage's view, looks at the segments' codes and then at the log's rows, and
-//! delivers rows as [`crate::search`] finds them. If a page it needs has been given to something else, its view is
-//! outdated: it starts over on the newest one and skips what it has delivered.
+//! delivers rows as [`crate::search`] finds them. If a page it needs has been given to something
+//! else, its view is outdated: it starts over on the newest one and skips what it has delivered.
 
 use super::log_rows::LogRows;
 use super::options;

@@ -340,6 +340,16 @@ impl SnapshotRows {
         &self.snapshot
     }
 
+    fn arena(&self, segment: u32) -> Option<&Arena> {
+        self.snapshot.segments[segment as usize].arena.get()
+    }
+
+    /// The arena of a segment, and where its table has a bucket.
+    fn find(&self, segment: u32, bucket: u32) -> Option<(&Arena, usize)> {
+        let arena = self.arena(segment)?;
+        arena.find(bucket).map(|entry| (arena, entry))
+    }
+
     /// The heap's address of a row.
     pub fn tid(&self, segment: u32, row: u64) -> Read<Tid> {
         self.tids[segment as usize].tid(row)
@@ -360,23 +370,19 @@ impl Rows for SnapshotRows {
     }
 
     fn prefetch_place(&self, segment: u32, bucket: u32) {
-        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
-            if let Some(entry) = arena.find(bucket) {
-                arena.prefetch_entry(entry);
-            }
+        if let Some((arena, entry)) = self.find(segment, bucket) {
+            arena.prefetch_entry(entry);
         }
     }
 
     fn prefetch(&self, segment: u32, bucket: u32) {
-        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
-            if let Some(entry) = arena.find(bucket) {
-                arena.prefetch(entry);
-            }
+        if let Some((arena, entry)) = self.find(segment, bucket) {
+            arena.prefetch(entry);
         }
     }
 
     fn prefetch_entry(&self, segment: u32, entry: u32) {
-        if let Some(arena) = self.snapshot.segments[segment as usize].arena.get() {
+        if let Some(arena) = self.arena(segment) {
             arena.prefetch_entry(entry as usize);
         }
     }

@@ -134,6 +134,19 @@ enum Zeal {
     Tidy,
 }
 
+impl Zeal {
+    /// The same beside a log of so many pages: the janitor hurries where rows come faster than they
+    /// are flushed.
+    fn beside(self, log_pages: u32, log_limit: u32) -> Zeal {
+        match self {
+            Zeal::Flush if pace::is_background() && background::is_behind(log_pages, log_limit) => {
+                Zeal::Hurry
+            }
+            zeal => zeal,
+        }
+    }
+}
+
 /// What is to be done to the segments.
 struct Due {
     retrain: bool,
@@ -188,13 +201,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     if zeal != Zeal::Tidy {
         pace::set_flush(index, background::is_far_behind(log_pages, log_limit));
     }
-    let in_time = |zeal: Zeal, log_pages: u32| match zeal {
-        Zeal::Flush if pace::is_background() && background::is_behind(log_pages, log_limit) => {
-            Zeal::Hurry
-        }
-        zeal => zeal,
-    };
-    zeal = in_time(zeal, log_pages);
+    zeal = zeal.beside(log_pages, log_limit);
 
     let mut store = RowStore::new(dims, job_memory());
     let end = read_log(index, &view, |seq, tid, vector| {
@@ -231,7 +238,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
         sorter = Some(opened);
     }
     // By now it shows how fast rows come.
-    zeal = in_time(zeal, View::take(index)?.log_pages());
+    zeal = zeal.beside(View::take(index)?.log_pages(), log_limit);
     let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
 
     let mut log_blocks = end.passed.clone();

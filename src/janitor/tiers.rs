@@ -14,7 +14,8 @@ const MOST_TIMES: u64 = 8;
 
 /// With fewer than this, one that others wait for merges none.
 const TOO_MANY: usize = 16;
-/// With as many it merges so many that are of like size, which is up to so many times the smallest's.
+/// With as many it merges so many that are of like size, which is up to so many times the
+/// smallest's.
 const FEWEST_MERGED: usize = 4;
 const MOST_MERGED: usize = 8;
 const LIKE: u64 = 3;
@@ -46,9 +47,9 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
     merged
 }
 
-/// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Where segments
-/// are too many, the smallest of like size become one: a row is written a logarithmic number of
-/// times, and hardly ever many of them at once.
+/// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Where
+/// segments are too many, the smallest of like size become one: a row is written a logarithmic
+/// number of times, and hardly ever many of them at once.
 pub fn overdue(segments: &[(u64, u64)]) -> Vec<bool> {
     let mut merged = vec![false; segments.len()];
     if segments.len() < TOO_MANY {

@@ -19,8 +19,9 @@
 //! A reader locks the slot before it takes the metapage's view, and notes which records it has
 //! from the view's log head on. A flush moves the head first and trims the slot after that, under
 //! the slot's exclusive lock: no row is seen twice and none is missed. The reader searches them
-//! later, under the lock again, when it knows from the segments which ranks are of interest; if
-//! they are gone by then, it reads the pages of its view.
+//! later, under the lock again, when it knows from the segments which ranks are of interest. If
+//! they are gone by then, it starts over on a newer view where they have been flushed, and reads
+//! the pages of its view where not.
 //!
 //! Vacuum overwrites the TIDs of dead rows in the log's pages, on a standby by replay, and counts
 //! that in the metapage before it returns. The slot remembers the count its rows were read under.

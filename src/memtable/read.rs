@@ -320,8 +320,8 @@ impl Scan<'_> {
     }
 
     /// Puts the bounds of int8 codes into the place of those that may be among the `most` lowest
-    /// then, and up to `cutoff`; `coarse` are the places of bounds from sign codes. Returns a number
-    /// that about as many bounds are up to, and their places.
+    /// then, and up to `cutoff`; `coarse` are the places of bounds from sign codes. Returns a
+    /// number that about as many bounds are up to, and their places.
     fn refine(
         &mut self,
         bounding: &Bounding,

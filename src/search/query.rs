@@ -239,9 +239,9 @@ impl Search {
         self.ready.push(Nearest(Hit { rank, source: Source::Memory(place) }));
     }
 
-    /// Looks at the codes of the segments' rows, and returns a rank that hardly any row that will be
-    /// wanted is beyond: among others, those that are need not be looked for at first. Infinite
-    /// where codes do not tell.
+    /// Looks at the codes of the first buckets' rows, and returns the rank up to which the rows are
+    /// that will be wanted, as far as these tell: in L0, no others need be looked for until more
+    /// are asked for than was expected. Infinite where codes do not tell.
     pub fn foresee<R: Rows>(&mut self, routing: Option<&RoutingArena>, rows: &R) -> f64 {
         let Some(routing) = routing.filter(|_| self.shortlist.is_some()) else {
             return f64::INFINITY;

@@ -91,8 +91,8 @@ pub fn log_seen(index: Index) {
     }
 }
 
-/// Asks the janitor to flush a log that has grown to so many pages, more than its limit. False if it
-/// does not, so that somebody else has to.
+/// Asks the janitor to flush a log that has grown to so many pages, more than its limit. False if
+/// it does not, so that somebody else has to.
 pub fn announce_flush(index: Index, pages: u32, limit: u32) -> bool {
     // There will be room, or there is none and the log goes on to grow: its writers see to it.
     announce(index, true, |board| board.announce_log(key(index), pages, limit))
