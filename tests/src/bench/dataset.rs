@@ -12,7 +12,7 @@ use super::synthetic;
 use crate::data::each_row;
 use crate::oracle::{Distance, DISTANCES};
 
-/// How many nearest rows are asked for.
+/// How many nearest rows are asked for, if the command line does not say.
 pub const NEAREST: usize = 10;
 
 /// By how much, relatively, a row may be farther than the tenth of the exact answer and still be
@@ -243,15 +243,15 @@ pub struct Dataset {
     pub base: Matrix,
     /// The queries.
     pub queries: Matrix,
-    /// Each query's [rank](Metric::rank) of its tenth nearest row, and how many rows are asked for.
+    /// Each query's [rank](Metric::rank) of the last of its nearest rows that are asked for.
     bounds: Vec<f64>,
     /// How many rows an answer has.
     pub nearest: usize,
 }
 
 impl Dataset {
-    /// Reads a set; at most `queries` of its queries. `metric` may be left out where the file or
-    /// the set's name (`sift...`, `glove...`) tells.
+    /// Reads a set; at most `queries` of its queries, each for `limit` rows. `metric` may be
+    /// left out where the file or the set's name (`sift...`, `glove...`) tells.
     ///
     /// # Errors
     /// A file cannot be read or is malformed, files do not fit together, or nothing tells the
@@ -261,6 +261,7 @@ impl Dataset {
         files: &Files,
         metric: Option<Metric>,
         queries: usize,
+        limit: usize,
     ) -> Result<Dataset> {
         let (base, asked, truth, told) = match files {
             Files::Separate { base, query, truth } => {
@@ -296,7 +297,7 @@ impl Dataset {
         let all = asked.len();
         let queries = asked.part(0..queries);
         ensure!(!queries.is_empty(), "no queries");
-        let nearest = NEAREST.min(base.len());
+        let nearest = limit.min(base.len());
         let bounds = match truth {
             Some((truth, path)) => {
                 ensure!(
@@ -322,13 +323,13 @@ impl Dataset {
     /// The set of the first `rows` rows, its exact answers computed.
     pub fn head(&self, rows: usize) -> Dataset {
         let base = self.base.part(0..rows);
-        let nearest = NEAREST.min(base.len());
+        let nearest = self.nearest.min(base.len());
         let bounds = exact(self.metric, &base, &self.queries, nearest);
         let name = format!("{} (first {})", self.name, base.len());
         Dataset { name, base, nearest, bounds, queries: self.queries.clone(), ..*self }
     }
 
-    /// How many rows of an answer are no farther than the tenth of the exact one: of rows equally
+    /// How many rows of an answer are no farther than the last of the exact one: of rows equally
     /// far, any will do.
     pub fn hits(&self, query: usize, answer: &[i32]) -> usize {
         let (Some(row), Some(&bound)) = (self.queries.row(query), self.bounds.get(query)) else {

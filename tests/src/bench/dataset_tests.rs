@@ -47,14 +47,14 @@ fn malformed_files_are_named() {
     assert!(error.contains("a.fvecs") && error.contains("finite"), "{error}");
     let hdf5 = Files::Hdf5(dir.path().join("a.hdf5"));
     fs::write(dir.path().join("a.hdf5"), b"\x89HDF\r\n\x1a\n").unwrap();
-    let error = format!("{:#}", Dataset::read("a", &hdf5, None, 1).unwrap_err());
+    let error = format!("{:#}", Dataset::read("a", &hdf5, None, 1, NEAREST).unwrap_err());
     assert!(error.contains("a.hdf5"), "{error}");
 }
 
 #[test]
 fn files_of_ann_benchmarks_are_read() {
     let whole = crate::state::workspace().join("tests/data/angular.hdf5");
-    let read = |path: &Path| Dataset::read("a", &Files::Hdf5(path.to_owned()), None, 9);
+    let read = |path: &Path| Dataset::read("a", &Files::Hdf5(path.to_owned()), None, 9, NEAREST);
     let data = read(&whole).unwrap();
     assert_eq!((data.metric, data.nearest, data.queries.len()), (Metric::Cosine, 10, 2));
     assert_eq!((data.base.len(), data.base.row(0)), (12, Some(&[1.0, 8.0, 4.0][..])));
@@ -95,7 +95,7 @@ fn answers_are_held_against_the_exact_ones() {
     let dir = tempfile::tempdir().unwrap();
     line(dir.path());
     let files = Files::named(dir.path(), "sift").unwrap();
-    let data = Dataset::read("sift", &files, None, 10).unwrap();
+    let data = Dataset::read("sift", &files, None, 10, NEAREST).unwrap();
     assert_eq!((data.metric, data.nearest, data.queries.len()), (Metric::L2, 5, 2));
     assert_eq!(data.hits(0, &[0, 1, 2, 3, 4]), 5);
     assert_eq!(data.hits(0, &[0, 0, 1, 9, -1]), 2);
@@ -128,7 +128,7 @@ fn a_truth_must_fit_the_set() {
         let rows: Vec<&[u8]> = rows.iter().map(Vec::as_slice).collect();
         write_rows(&truth, &rows, 4);
         let files = Files::named(dir.path(), "sift").unwrap();
-        Dataset::read("sift", &files, None, 10).map_err(|error| format!("{error:#}"))
+        Dataset::read("sift", &files, None, 10, NEAREST).map_err(|error| format!("{error:#}"))
     };
     let whole: &[i32] = &[0, 1, 2, 3, 4];
     assert_eq!(read(&[whole, whole]).unwrap().hits(1, &[4]), 1);
@@ -168,7 +168,7 @@ fn unknown_sets_and_metrics_are_errors() {
         query: dir.path().join("sift_query.bvecs"),
         truth: None,
     };
-    let error = format!("{:#}", Dataset::read("words", &files, None, 1).unwrap_err());
+    let error = format!("{:#}", Dataset::read("words", &files, None, 1, NEAREST).unwrap_err());
     assert!(error.contains("--metric"), "{error}");
     assert!(Metric::named("hamming").is_err());
 }

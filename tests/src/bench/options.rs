@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{bail, ensure, Context, Result};
 
-use super::dataset::{Files, Metric};
+use super::dataset::{Files, Metric, NEAREST};
 
 /// What `--help` prints.
 pub const USAGE: &str = "\
@@ -27,6 +27,7 @@ The set
                        clusters of low intrinsic dimension, the same ones each time
   --metric METRIC      l2, ip, cosine or l1; for sets named sift... and glove... it is known
   --queries N          use N queries at most (1000)
+  --limit N            the nearest rows a query asks for (10)
   --rows N             use the first N rows only; the exact answers are computed
 
 What is measured
@@ -73,6 +74,8 @@ pub struct Options {
     pub metric: Option<Metric>,
     /// The most queries used.
     pub queries: usize,
+    /// How many rows a query asks for.
+    pub limit: usize,
     /// How many rows are used, if not all.
     pub rows: Option<usize>,
     /// Values of `drift.target_recall`.
@@ -117,6 +120,7 @@ impl Options {
             files: Files::Hdf5(PathBuf::new()),
             metric: None,
             queries: 1000,
+            limit: NEAREST,
             rows: None,
             targets: vec![0.8, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0],
             clients: vec![1, 2],
@@ -156,6 +160,7 @@ impl Options {
                 }
                 "--metric" => options.metric = Some(Metric::named(&value()?)?),
                 "--queries" => options.queries = number(&option, &value()?)?,
+                "--limit" => options.limit = number(&option, &value()?)?,
                 "--rows" => options.rows = Some(number(&option, &value()?)?),
                 "--targets" => {
                     options.targets = list(&option, &value()?)?;
@@ -255,6 +260,7 @@ mod tests {
             "--hdf5 a --targets 2",
             "--hdf5 a --clients 0",
             "--hdf5 a --rounds 0",
+            "--hdf5 a --limit 0",
             "--hdf5 a --seconds -1",
             "--hdf5 a --set x",
             "--hdf5 a --fast",

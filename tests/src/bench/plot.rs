@@ -107,7 +107,7 @@ pub fn svg(results: &Results) -> String {
         "start",
         &format!("<tspan font-size=\"16\">{}</tspan>", escape(&title)),
     );
-    axes(&mut out, &scales);
+    axes(&mut out, &scales, results.limit);
     for curve in &curves {
         let at =
             |point: &Point| format!("{:.1},{:.1}", scales.x(point.recall), scales.y(point.qps));
@@ -142,7 +142,7 @@ pub fn svg(results: &Results) -> String {
     out
 }
 
-fn axes(out: &mut String, scales: &Scales) {
+fn axes(out: &mut String, scales: &Scales, limit: usize) {
     let (bottom, right) = (HEIGHT - BOTTOM, WIDTH - RIGHT);
     let mut line = |x1: f64, y1: f64, x2: f64, y2: f64, colour: &str| {
         put(
@@ -180,7 +180,7 @@ fn axes(out: &mut String, scales: &Scales) {
         text(out, LEFT - 8.0, scales.y(qps) + 4.0, "end", &label);
     }
     let middle = LEFT + (right - LEFT) / 2.0;
-    text(out, middle, HEIGHT - 18.0, "middle", "recall@10 (by what is missed)");
+    text(out, middle, HEIGHT - 18.0, "middle", &format!("recall@{limit} (by what is missed)"));
     text(out, LEFT, TOP - 8.0, "middle", "queries a second");
 }
 
@@ -248,6 +248,7 @@ mod tests {
             rows: 1,
             dimensions: 1,
             queries: 1,
+            limit: 10,
             host: None,
             no_search: None,
             engines: vec![engine],

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::curve::{speed_at, Point};
+use super::dataset::NEAREST;
 use super::host::Facts;
 use super::load::Load;
 
@@ -26,10 +27,13 @@ pub struct Results {
     pub dimensions: usize,
     /// How many queries were used.
     pub queries: usize,
+    /// How many rows each asked for.
+    #[serde(default = "nearest")]
+    pub limit: usize,
     /// The machine and the server.
     #[serde(default)]
     pub host: Option<Facts>,
-    /// Queries that send a vector and receive ten rows without a search.
+    /// Queries that send a vector and receive as many rows without a search.
     #[serde(default)]
     pub no_search: Option<NoSearch>,
     /// What was measured; drift comes first.
@@ -37,6 +41,11 @@ pub struct Results {
     /// How drift compares.
     #[serde(default)]
     pub ratios: Vec<Ratio>,
+}
+
+// Of results that do not say.
+fn nearest() -> usize {
+    NEAREST
 }
 
 /// What the protocol, the executor and the client cost.
@@ -88,7 +97,7 @@ pub struct Measured {
 pub struct Setting {
     /// `name = value`
     pub knob: String,
-    /// The share of the ten nearest rows found.
+    /// The share of the nearest rows found.
     pub recall: f64,
     /// For each number of clients.
     pub loads: Vec<Load>,
@@ -188,8 +197,13 @@ pub fn host(facts: &Facts) {
 /// Prints everything else.
 pub fn print(results: &Results, clients: &[usize]) {
     println!(
-        "\n{}: {} rows, {} dimensions, {}, {} queries; recall@10, a second, microseconds",
-        results.name, results.rows, results.dimensions, results.metric, results.queries
+        "\n{}: {} rows, {} dimensions, {}, {} queries; recall@{}, a second, microseconds",
+        results.name,
+        results.rows,
+        results.dimensions,
+        results.metric,
+        results.queries,
+        results.limit
     );
     header(clients);
     if let Some(no_search) = &results.no_search {
@@ -351,6 +365,7 @@ mod tests {
             rows: 10,
             dimensions: 2,
             queries: 3,
+            limit: 10,
             host: None,
             no_search: None,
             engines: vec![engine("drift", 10, &[(0.9, 1000.0)])],

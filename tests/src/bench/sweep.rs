@@ -52,7 +52,8 @@ struct Point {
 /// As [`Dataset::read`].
 pub fn dataset(options: &Options) -> Result<Dataset> {
     let progress = Progress::spinner(&format!("Reading {}", options.name));
-    let data = Dataset::read(&options.name, &options.files, options.metric, options.queries)?;
+    let Options { name, files, metric, queries, limit, .. } = options;
+    let data = Dataset::read(name, files, *metric, *queries, *limit)?;
     let data = match options.rows {
         Some(rows) if rows < data.base.len() => data.head(rows),
         _ => data,
@@ -90,6 +91,7 @@ pub fn run(options: &Options) -> Result<()> {
         rows: data.base.len(),
         dimensions: data.base.dimensions(),
         queries: data.queries.len(),
+        limit: data.nearest,
         host: Some(host.facts.clone()),
         no_search: Some(no_search),
         engines,
@@ -245,13 +247,13 @@ fn new_backends(open: impl Fn() -> Result<Vec<Session>>, requests: &[Request]) -
     Ok((curve::median(firsts), curve::median(seconds)))
 }
 
-/// Sessions that send a query's vector and receive ten rows, without a search.
+/// Sessions that send a query's vector and receive as many rows, without a search.
 fn no_search(host: &Host, options: &Options, run: &Run, clients: usize) -> Result<Vec<Session>> {
     let mut sessions = run.peer.sessions(host, options, clients)?;
     let values: Vec<String> = (1..=run.peer.data.nearest).map(|it| format!("({it})")).collect();
     for session in &mut sessions {
         session.connection().prepare(&format!(
-            "SELECT id FROM (VALUES {}) AS ten (id) WHERE $1::vector IS NOT NULL",
+            "SELECT id FROM (VALUES {}) AS rows (id) WHERE $1::vector IS NOT NULL",
             values.join(", ")
         ))?;
     }
