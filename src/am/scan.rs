@@ -222,6 +222,7 @@ impl Ordered {
                 order: options::order(),
                 max_rows: options::max_scan_tuples(),
                 expected: snapshot.expected(),
+                first: snapshot.wanted(),
             };
             let mut search = Search::new(view.metric, &query, snapshot.routing(), params);
             let rows = SnapshotRows::new(index, snapshot.clone());

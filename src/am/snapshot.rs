@@ -23,8 +23,8 @@ pub struct Snapshot {
     segments: Vec<Rc<LiveSegment>>,
     live_rows: u64,
     calibration: Calibration,
-    /// Rows that the last scan delivered.
-    delivered: Cell<usize>,
+    /// Rows that the last scan delivered, and the one before.
+    delivered: Cell<[usize; 2]>,
 }
 
 /// One segment, with its arena if that is to be had.
@@ -40,7 +40,9 @@ struct LiveSegment {
     buckets: OnceCell<Vec<(BucketShape, u64)>>,
 }
 
-/// What a scan is expected to be asked for at least, and at most.
+/// What a scan is expected to be asked for at least, without and with some more to be sure, and at
+/// most.
+const FEWEST_WANTED: usize = 10;
 const FEWEST_EXPECTED: usize = 16;
 const MOST_EXPECTED: usize = 2_000;
 
@@ -123,7 +125,7 @@ impl Snapshot {
             segments,
             live_rows,
             calibration,
-            delivered: Cell::new(known.map_or(0, |known| known.delivered.get())),
+            delivered: Cell::new(known.map_or([0; 2], |known| known.delivered.get())),
         })
     }
 
@@ -150,12 +152,21 @@ impl Snapshot {
 
     /// How many rows the next scan is likely to be asked for: about as many as the last one was.
     pub fn expected(&self) -> usize {
-        (self.delivered.get() + self.delivered.get() / 2).clamp(FEWEST_EXPECTED, MOST_EXPECTED)
+        let [last, _] = self.delivered.get();
+        (last + last / 2).clamp(FEWEST_EXPECTED, MOST_EXPECTED)
+    }
+
+    /// How many rows the first buckets of the next scan are to be right for: what the last two scans
+    /// delivered both. Where they differ, one that turns out to want more widens its search.
+    pub fn wanted(&self) -> u64 {
+        let [last, before] = self.delivered.get();
+        last.min(before).clamp(FEWEST_WANTED, MOST_EXPECTED) as u64
     }
 
     /// Takes note of how many rows a scan has delivered.
     pub fn has_delivered(&self, rows: usize) {
-        self.delivered.set(rows);
+        let [last, _] = self.delivered.get();
+        self.delivered.set([rows, last]);
     }
 
     /// Rows of the segments that were alive when the manifest was written.

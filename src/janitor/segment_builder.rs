@@ -80,8 +80,8 @@ impl SegmentBuilder<'_> {
         let column = ColumnWriter::write_all(self.index, Kind::Router, extents, &bytes);
         let routing = routing::make(self.index, self.crew, column.id, &router);
         let calibration = {
-            let (routing, buckets) = (&routing, &assigned.buckets);
-            self.crew.run(|stop| trial.finish(&router, routing, buckets, stop))
+            let (routing, Assigned { buckets, second, .. }) = (&routing, &assigned);
+            self.crew.run(|stop| trial.finish(routing, buckets, second, stop))
         };
         let stored = RouterRef {
             buckets: count as u32,

@@ -32,8 +32,8 @@ pub const META_BLOCK: u32 = 0;
 
 /// The format this code writes, and the newest it reads.
 ///
-/// 1: the first. 2: a router may have a learned space.
-pub const FORMAT: u32 = 2;
+/// 1: the first. 2: a router may have a learned space. 3: calibration for a hundred rows too.
+pub const FORMAT: u32 = 3;
 /// First bytes of a metapage's payload: `DRIFTIDX`.
 pub const META_MAGIC: u64 = u64::from_le_bytes(*b"DRIFTIDX");
 /// Last bytes of every page's tail.

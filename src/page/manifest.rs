@@ -14,12 +14,15 @@ use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
-use crate::search::{Calibration, RECALLS};
+use crate::search::{Calibration, Shares};
 use bytemuck::{Pod, Zeroable};
-use std::mem::size_of;
+use std::mem::{offset_of, size_of};
 
+/// Bytes of the head in version 1.
+const HEAD_1: usize = 104;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
-const VERSION: u32 = 1;
+/// 1: its head ends with the router. 2: shares for a hundred rows follow.
+const VERSION: u32 = 2;
 
 /// The router all segments are sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -49,8 +52,12 @@ pub struct Manifest {
 
 /// ```text
 /// 0       4         8          12        16              24      28     32            64
-/// | magic | version | segments | extents | trained rows  | bckts | zero | calibration | router |
+/// | magic | version | segments | extents | trained rows  | bckts | zero | few         | router |
+/// 104    136
+/// | many |
 /// ```
+///
+/// `few` and `many` are the router's calibration. In version 1 the head ends before `many`.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct HeadEntry {
@@ -61,8 +68,9 @@ struct HeadEntry {
     trained_rows: u64,
     buckets: u32,
     reserved: u32,
-    calibration: [f32; RECALLS.len()],
+    few: Shares,
     router: ColumnEntry,
+    many: Shares,
 }
 
 /// ```text
@@ -96,7 +104,8 @@ struct SegmentEntry {
 }
 
 const _: () = assert!(size_of::<ColumnEntry>() == 40);
-const _: () = assert!(size_of::<HeadEntry>() == 104);
+const _: () = assert!(size_of::<HeadEntry>() == 136);
+const _: () = assert!(offset_of!(HeadEntry, many) == HEAD_1);
 const _: () = assert!(size_of::<SegmentEntry>() == 152);
 
 impl Manifest {
@@ -131,6 +140,8 @@ impl Manifest {
             }
         };
         let router = self.router.as_ref();
+        let calibration = router.map_or(Calibration::EVERYTHING, |router| router.calibration);
+        let [few, many] = calibration.shares();
         let mut head = HeadEntry {
             magic: MAGIC,
             version: VERSION,
@@ -139,8 +150,9 @@ impl Manifest {
             trained_rows: router.map_or(0, |router| router.trained_rows),
             buckets: router.map_or(0, |router| router.buckets),
             reserved: 0,
-            calibration: router.map_or(Calibration::EVERYTHING, |r| r.calibration).shares(),
+            few,
             router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
+            many,
         };
         let segments: Vec<SegmentEntry> = self
             .segments
@@ -162,11 +174,22 @@ impl Manifest {
     }
 
     fn decode(bytes: &[u8]) -> Option<Manifest> {
-        let (head, rest) = bytes.split_at_checked(size_of::<HeadEntry>())?;
-        let head: HeadEntry = bytemuck::pod_read_unaligned(head);
-        if head.magic != MAGIC || head.version != VERSION {
+        let version = bytes.get(offset_of!(HeadEntry, version)..)?.first_chunk()?;
+        let len = match u32::from_le_bytes(*version) {
+            1 => HEAD_1,
+            VERSION => size_of::<HeadEntry>(),
+            _ => return None,
+        };
+        let (known, rest) = bytes.split_at_checked(len)?;
+        let mut head = HeadEntry::zeroed();
+        bytemuck::bytes_of_mut(&mut head)[..len].copy_from_slice(known);
+        if head.magic != MAGIC {
             return None;
         }
+        let calibration = match head.version {
+            1 => Calibration::from_few(head.few)?,
+            _ => Calibration::from_shares([head.few, head.many])?,
+        };
         let table = (head.segments as usize).checked_mul(size_of::<SegmentEntry>())?;
         let (table, rest) = rest.split_at_checked(table)?;
         if rest.len() != (head.extents as usize).checked_mul(size_of::<Extent>())? {
@@ -189,7 +212,7 @@ impl Manifest {
             buckets => Some(RouterRef {
                 buckets,
                 trained_rows: head.trained_rows,
-                calibration: Calibration::from_shares(head.calibration)?,
+                calibration,
                 column: column(&head.router, Kind::Router)?,
             }),
         };
@@ -258,5 +281,49 @@ impl Manifest {
             crc: crc32fast::hash(&bytes),
             reserved: 0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn column(kind: Kind) -> Column {
+        let extents = vec![Extent { start: 7, len: 2 }, Extent { start: 30, len: 1 }];
+        Column { id: Identity::NONE, kind, bytes: 20_000, crc: 5, extents }
+    }
+
+    fn manifest(calibration: Calibration) -> Manifest {
+        let segment = Segment {
+            id: Identity::NONE,
+            rows: 10,
+            live: 9,
+            tids: column(Kind::Tids),
+            vectors: column(Kind::Vectors),
+            buckets: column(Kind::Buckets),
+        };
+        let column = column(Kind::Router);
+        let router = RouterRef { buckets: 4, trained_rows: 10, calibration, column };
+        Manifest { router: Some(router), segments: vec![segment.clone(), segment] }
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let calibration = Calibration::from_shares([[0.1; 8], [0.4; 8]]).unwrap();
+        let bytes = manifest(calibration).encode();
+        assert_eq!(Manifest::decode(&bytes), Some(manifest(calibration)));
+        assert_eq!(Manifest::decode(&Manifest::default().encode()), Some(Manifest::default()));
+        assert!((0..bytes.len()).all(|len| Manifest::decode(&bytes[..len]).is_none()));
+    }
+
+    #[test]
+    fn the_first_version_is_read_with_a_guess_at_what_it_lacks() {
+        let calibration = Calibration::from_few([0.1; 8]).unwrap();
+        let mut bytes = manifest(Calibration::from_shares([[0.1; 8], [0.9; 8]]).unwrap()).encode();
+        bytes.drain(HEAD_1..size_of::<HeadEntry>());
+        bytes[offset_of!(HeadEntry, version)] = 1;
+        assert_eq!(Manifest::decode(&bytes), Some(manifest(calibration)));
+        bytes[offset_of!(HeadEntry, version)] = 3;
+        assert_eq!(Manifest::decode(&bytes), None);
     }
 }

@@ -2,64 +2,100 @@
 //!
 //! Some rows are taken as queries. Their exact nearest neighbours say, for each, how many buckets
 //! had to be probed, in probe order, until the neighbour's came up. The share of neighbours found
-//! within a number of buckets is the recall of probing as many.
+//! within a number of buckets is the recall of probing as many. That is found out for the few
+//! nearest and for many: what more rows cost lies on a line through both, for neighbours lie the
+//! farther apart the more they are, by the same factor for each factor of their number.
 
 use crate::arena::RoutingArena;
-use crate::cluster::{Router, Stopped, NO_BUCKET};
+use crate::cluster::{Stopped, NO_BUCKET};
 use crate::courtesy;
 use crate::metric::Metric;
-use crate::quant::{self, sign};
+use crate::quant;
 use crate::search::probe::ProbeOrder;
 use crate::simd::kernels;
 use rayon::prelude::*;
+use rustc_hash::FxHashMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The recalls whose cost is known.
 pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
 
-/// Neighbours looked for, for each query.
-const NEIGHBOURS: usize = 10;
+/// Neighbours looked for, for each query: the few nearest, and all.
+const FEW: usize = 10;
+const MANY: usize = 100;
 
 /// Queries that a task compares with the same rows while these are in its core's cache, and the
 /// bytes of these.
 const TASK_QUERIES: usize = 8;
 const BLOCK_BYTES: usize = 256 << 10;
 
+/// How many times as many buckets a hundred rows are guessed to need as ten do.
+const GUESSED_GROWTH: f32 = 2.0;
+
 /// Queries are rows of the table; those that users ask with fall less well into its buckets.
 const MARGIN: f64 = 1.3;
 
-/// For each of [`RECALLS`], the share of all buckets to probe. Ascending, within 0 and 1.
+/// For each of [`RECALLS`], a share of all buckets.
+pub type Shares = [f32; RECALLS.len()];
+
+/// The shares of all buckets to probe for the ten nearest rows, and for the hundred nearest.
+/// Ascending, within 0 and 1, and not less for more rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Calibration([f32; RECALLS.len()]);
+pub struct Calibration {
+    few: Shares,
+    many: Shares,
+}
 
 impl Calibration {
     /// Every bucket is probed.
-    pub const EVERYTHING: Calibration = Calibration([1.0; RECALLS.len()]);
+    pub const EVERYTHING: Calibration =
+        Calibration { few: [1.0; RECALLS.len()], many: [1.0; RECALLS.len()] };
 
-    /// Takes shares that were stored; none unless they are ascending and within 0 and 1.
-    pub fn from_shares(shares: [f32; RECALLS.len()]) -> Option<Calibration> {
-        let valid = shares.is_sorted() && shares.iter().all(|share| (0.0..=1.0).contains(share));
-        valid.then_some(Calibration(shares))
+    /// Takes shares that were stored; none unless they are as they should be.
+    pub fn from_shares([few, many]: [Shares; 2]) -> Option<Calibration> {
+        let is_valid = |shares: &Shares| {
+            shares.is_sorted() && shares.iter().all(|share| (0.0..=1.0).contains(share))
+        };
+        let not_less = few.iter().zip(&many).all(|(few, many)| few <= many);
+        (is_valid(&few) && is_valid(&many) && not_less).then_some(Calibration { few, many })
+    }
+
+    /// Takes shares for few rows; that of many is a guess.
+    pub fn from_few(few: Shares) -> Option<Calibration> {
+        Calibration::from_shares([few, few.map(|share| (share * GUESSED_GROWTH).min(1.0))])
     }
 
     /// The shares, to be stored.
-    pub fn shares(&self) -> [f32; RECALLS.len()] {
-        self.0
+    pub fn shares(&self) -> [Shares; 2] {
+        [self.few, self.many]
     }
 
-    /// The share of all buckets to probe for `recall`; between known recalls it is interpolated.
-    pub fn share(&self, recall: f64) -> f64 {
-        let after = RECALLS.partition_point(|known| *known < recall);
-        let share = |at: usize| self.0.get(at).map_or(1.0, |share| f64::from(*share));
-        let known = |at: usize| RECALLS.get(at).copied().unwrap_or(1.0);
-        if after == 0 {
-            return share(0);
-        }
-        let (low, high) = (after - 1, after);
-        let part = ((recall - known(low)) / (known(high) - known(low))).clamp(0.0, 1.0);
-        share(low) + part * (share(high) - share(low))
+    /// The share of all buckets to probe for `recall` of the ten nearest rows, and how many times
+    /// as much a hundred take, a thousand and so on.
+    pub fn share(&self, recall: f64) -> (f64, f64) {
+        let few = between(&self.few, recall);
+        (few, between(&self.many, recall) / few.max(f64::MIN_POSITIVE))
     }
+}
+
+/// How many times as many buckets `rows` rows take as ten, if a hundred take `growth` times as many.
+pub fn growth_to(rows: u64, growth: f64) -> f64 {
+    let times = (rows.max(FEW as u64) as f64 / FEW as f64).ln() / (MANY as f64 / FEW as f64).ln();
+    growth.powf(times)
+}
+
+/// The share for `recall`; between known ones it is interpolated.
+fn between(shares: &Shares, recall: f64) -> f64 {
+    let after = RECALLS.partition_point(|known| *known < recall);
+    let share = |at: usize| shares.get(at).map_or(1.0, |share| f64::from(*share));
+    let known = |at: usize| RECALLS.get(at).copied().unwrap_or(1.0);
+    if after == 0 {
+        return share(0);
+    }
+    let (low, high) = (after - 1, after);
+    let part = ((recall - known(low)) / (known(high) - known(low))).clamp(0.0, 1.0);
+    share(low) + part * (share(high) - share(low))
 }
 
 /// Queries whose nearest rows are being found among rows that pass by.
@@ -68,15 +104,14 @@ pub struct Trial {
     dims: usize,
     queries: Vec<f32>,
     /// For each query its nearest rows so far, nearest first.
-    nearest: Vec<Vec<Neighbour<Vec<f32>>>>,
+    nearest: Vec<Vec<Neighbour>>,
 }
 
 /// A row near to a query.
-struct Neighbour<V> {
+struct Neighbour {
     rank: f64,
     /// Its number.
     row: usize,
-    vector: V,
 }
 
 impl Trial {
@@ -117,7 +152,7 @@ impl Trial {
                             continue;
                         }
                         let rank = metric.rank(query, vector);
-                        if offer(nearest, query, Neighbour { rank, row, vector }) {
+                        if vector != query && offer(nearest, Neighbour { rank, row }) {
                             reach = reach_of(metric, nearest);
                         }
                     }
@@ -128,50 +163,55 @@ impl Trial {
     }
 
     /// What the trial says, once all rows have passed by. `buckets` has the bucket of each row,
-    /// `routing` is the router's arena.
+    /// `second` the other one that its short code is in, or nothing where there are none; `routing`
+    /// is the router's arena.
     ///
     /// # Errors
     /// [`Stopped`] when `stop` was set.
     pub fn finish(
         self,
-        router: &Router,
         routing: &RoutingArena,
         buckets: &[u32],
+        second: &[u32],
         stop: &AtomicBool,
     ) -> Result<Calibration, Stopped> {
-        let (metric, dims) = (self.metric, self.dims);
-        let spills = sign::are_used(metric, dims);
         let looked_at: Result<Vec<Vec<u64>>, Stopped> = self
             .queries
-            .par_chunks(dims)
+            .par_chunks(self.dims)
             .zip(&self.nearest)
             .map(|(query, nearest)| {
-                let first: Vec<u32> = nearest.iter().map(|near| buckets[near.row]).collect();
-                let mut second = vec![NO_BUCKET; first.len()];
-                if spills {
-                    let rows: Vec<f32> =
-                        nearest.iter().flat_map(|near| &near.vector).copied().collect();
-                    router.spill(&rows, &first, &mut second, stop)?;
+                if stop.load(Ordering::Relaxed) {
+                    return Err(Stopped);
                 }
-                let wanted = first.into_iter().zip(second).collect();
+                let wanted = nearest.iter().map(|near| {
+                    (buckets[near.row], second.get(near.row).copied().unwrap_or(NO_BUCKET))
+                });
                 Ok(probes_until(routing, query, wanted))
             })
             .collect();
-        let mut looked_at: Vec<u64> = looked_at?.into_iter().flatten().collect();
-        looked_at.sort_unstable();
-        let total = router.len().max(1) as f64;
-        Ok(Calibration(RECALLS.map(|recall| {
-            let rank = (looked_at.len() as f64 * recall).ceil() as usize;
-            let probes = looked_at.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
-            (probes as f64 * MARGIN / total).min(1.0) as f32
-        })))
+        let looked_at = looked_at?;
+        let total = routing.len().max(1) as f64;
+        let shares = |neighbours: usize| -> Shares {
+            let found = looked_at.iter().flat_map(|found| found.iter().take(neighbours));
+            let mut found: Vec<u64> = found.copied().collect();
+            found.sort_unstable();
+            RECALLS.map(|recall| {
+                let rank = (found.len() as f64 * recall).ceil() as usize;
+                let probes = found.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
+                (probes as f64 * MARGIN / total).min(1.0) as f32
+            })
+        };
+        let few = shares(FEW);
+        let mut many = shares(MANY);
+        many.iter_mut().zip(few).for_each(|(many, few)| *many = many.max(few));
+        Ok(Calibration { few, many })
     }
 }
 
 /// The squared distance beyond which no row is one of the nearest: what is farther in some of its
 /// components already need not be compared in the others. Infinite where ranks are no distances.
-fn reach_of(metric: Metric, nearest: &[Neighbour<Vec<f32>>]) -> f32 {
-    let Some(worst) = nearest.get(NEIGHBOURS - 1) else { return f32::INFINITY };
+fn reach_of(metric: Metric, nearest: &[Neighbour]) -> f32 {
+    let Some(worst) = nearest.get(MANY - 1) else { return f32::INFINITY };
     let square = match metric {
         Metric::L2 => worst.rank,
         // Of vectors of length one: |a - b|^2 = 2 - 2 <a, b>. Two that are near to each other
@@ -201,45 +241,55 @@ fn is_beyond(reach: f32, query: &[f32], vector: &[f32]) -> bool {
 
 /// Puts a row in its place among those nearest to a query, unless enough are nearer; tells whether
 /// it did.
-fn offer(nearest: &mut Vec<Neighbour<Vec<f32>>>, query: &[f32], row: Neighbour<&[f32]>) -> bool {
-    let is_full = nearest.len() == NEIGHBOURS;
+fn offer(nearest: &mut Vec<Neighbour>, row: Neighbour) -> bool {
+    let is_full = nearest.len() == MANY;
     if is_full && nearest.last().is_some_and(|worst| row.rank >= worst.rank) {
         return false;
     }
-    if row.rank.is_nan() || row.vector == query {
+    if row.rank.is_nan() {
         return false;
     }
     let place = nearest.partition_point(|better| better.rank <= row.rank);
-    nearest.insert(place, Neighbour { rank: row.rank, row: row.row, vector: row.vector.to_vec() });
-    nearest.truncate(NEIGHBOURS);
+    nearest.truncate(MANY - 1);
+    nearest.insert(place, row);
     true
 }
 
 /// For each of the `wanted` pairs of buckets, how many have been probed when one of them has.
-fn probes_until(routing: &RoutingArena, query: &[f32], mut wanted: Vec<(u32, u32)>) -> Vec<u64> {
+fn probes_until(
+    routing: &RoutingArena,
+    query: &[f32],
+    wanted: impl Iterator<Item = (u32, u32)>,
+) -> Vec<u64> {
+    let mut found = Vec::new();
+    let mut waiting: FxHashMap<u32, Vec<usize>> = FxHashMap::default();
+    for (nth, (first, second)) in wanted.enumerate() {
+        found.push(None);
+        waiting.entry(first).or_default().push(nth);
+        waiting.entry(second).or_default().push(nth);
+    }
     let mut unit = query.to_vec();
     if routing.identity().metric == Metric::Cosine {
         quant::normalize(query, &mut unit);
     }
     let point = routing.project(&unit);
-    let mut looked_at = 0;
-    let mut found = Vec::with_capacity(wanted.len());
     let mut order = ProbeOrder::routed(routing, &point, 1);
-    while let Some(bucket) = order.next(Some((routing, &point))) {
+    let (mut looked_at, mut left) = (0, found.len());
+    while left > 0 {
+        let Some(bucket) = order.next(Some((routing, &point))) else { break };
         looked_at += 1;
-        let before = wanted.len();
-        wanted.retain(|(first, second)| *first != bucket && *second != bucket);
-        found.extend(std::iter::repeat_n(looked_at, before - wanted.len()));
-        if wanted.is_empty() {
-            break;
+        for nth in waiting.remove(&bucket).unwrap_or_default() {
+            left -= usize::from(found[nth].is_none());
+            found[nth].get_or_insert(looked_at);
         }
     }
-    found
+    found.into_iter().map(|found| found.unwrap_or(u64::MAX)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::Router;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 
     static STOP: AtomicBool = AtomicBool::new(false);
@@ -247,19 +297,36 @@ mod tests {
     #[test]
     fn shares_are_interpolated_and_end_with_all_rows() {
         let shares = [0.01, 0.02, 0.03, 0.05, 0.08, 0.1, 0.2, 0.3];
-        let calibration = Calibration::from_shares(shares).unwrap();
-        assert_eq!(calibration.share(0.1), f64::from(0.01f32));
-        assert!((calibration.share(0.95) - 0.05).abs() < 1e-6);
-        assert!((calibration.share(0.925) - 0.04).abs() < 1e-6);
-        assert!((calibration.share(1.0) - 1.0).abs() < 1e-6);
-        assert!(calibration.share(0.9995) > 0.3);
+        let calibration = Calibration::from_few(shares).unwrap();
+        let share = |recall| calibration.share(recall).0;
+        assert_eq!(share(0.1), f64::from(0.01f32));
+        assert!((share(0.95) - 0.05).abs() < 1e-6);
+        assert!((share(0.925) - 0.04).abs() < 1e-6);
+        assert!((share(1.0) - 1.0).abs() < 1e-6);
+        assert!(share(0.9995) > 0.3);
+    }
+
+    #[test]
+    fn more_rows_cost_more_by_the_same_factor_for_each_factor_of_rows() {
+        let calibration = Calibration::from_shares([[0.01; 8], [0.03; 8]]).unwrap();
+        let (few, growth) = calibration.share(0.95);
+        for (rows, expected) in [(0, 0.01), (10, 0.01), (100, 0.03), (1000, 0.09)] {
+            let share = few * growth_to(rows, growth);
+            assert!((share - expected).abs() < 1e-6, "{rows}: {share}");
+        }
+        assert!((0..2000).map(|rows| growth_to(rows, growth)).is_sorted());
+        assert_eq!(growth_to(u64::MAX, 1.0), 1.0);
     }
 
     #[test]
     fn shares_that_nobody_wrote_are_refused() {
-        assert_eq!(Calibration::from_shares([0.5; 8].map(|s: f32| s * 3.0)), None);
-        assert_eq!(Calibration::from_shares([0.5, 0.4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]), None);
-        assert_eq!(Calibration::from_shares([f32::NAN; 8]), None);
+        let few = [0.5; 8].map(|share: f32| share * 3.0);
+        assert_eq!(Calibration::from_few(few), None);
+        let unsorted = [0.5, 0.4, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+        assert_eq!(Calibration::from_few(unsorted), None);
+        assert_eq!(Calibration::from_shares([[0.1; 8], unsorted]), None);
+        assert_eq!(Calibration::from_shares([[0.2; 8], [0.1; 8]]), None);
+        assert_eq!(Calibration::from_few([f32::NAN; 8]), None);
     }
 
     #[test]
@@ -275,8 +342,9 @@ mod tests {
         let mut trial = Trial::new(Metric::L2, 2, rows[..200].to_vec());
         trial.observe(0, &rows[..4000], &STOP).unwrap();
         trial.observe(2000, &rows[4000..], &STOP).unwrap();
-        let shares = trial.finish(&router, &routing, &buckets, &STOP).unwrap().shares();
-        assert!(shares.iter().all(|share| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6));
+        let shares = trial.finish(&routing, &buckets, &[], &STOP).unwrap().shares();
+        let is_one_bucket = |share: &f32| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6;
+        assert!(shares.as_flattened().iter().all(is_one_bucket), "{shares:?}");
     }
 
     #[test]
@@ -299,7 +367,7 @@ mod tests {
                     let mut ranks: Vec<f64> = (0..500).filter(is_other).map(rank).collect();
                     ranks.sort_unstable_by(f64::total_cmp);
                     let found: Vec<f64> = nearest.iter().map(|near| near.rank).collect();
-                    assert_eq!(found, ranks[..NEIGHBOURS], "{metric:?}, {dims}");
+                    assert_eq!(found, ranks[..MANY], "{metric:?}, {dims}");
                 }
             }
         }
@@ -310,6 +378,6 @@ mod tests {
         let router = Router::new(Metric::L2, 2, vec![0.0; 2], vec![0.0]);
         let routing = RoutingArena::in_memory(1, &router, &router.routed(&STOP).unwrap()).unwrap();
         let trial = Trial::new(Metric::L2, 2, Vec::new());
-        assert_eq!(trial.finish(&router, &routing, &[0; 100], &STOP), Ok(Calibration::EVERYTHING));
+        assert_eq!(trial.finish(&routing, &[0; 100], &[], &STOP), Ok(Calibration::EVERYTHING));
     }
 }

@@ -20,6 +20,6 @@ mod shortlist;
 #[cfg(test)]
 mod tests;
 
-pub use calibration::{Calibration, Trial, RECALLS};
+pub use calibration::{Calibration, Shares, Trial};
 pub use probe::{Effort, ProbeOrder};
 pub use query::{Bucket, Coded, Hit, Order, Params, Rows, Search, Source};

@@ -1,6 +1,6 @@
 //! Which buckets, in which order, and how many.
 
-use super::calibration::Calibration;
+use super::calibration::{growth_to, Calibration};
 use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::product_reach;
 use crate::metric::Metric;
@@ -235,7 +235,10 @@ fn distance(metric: Metric, query: &[f32], centroid: &[f32]) -> f32 {
 /// How many buckets are probed for a wanted recall.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    first: u64,
+    /// Buckets for the ten nearest rows.
+    few: f64,
+    /// How many times as many for a hundred.
+    growth: f64,
     exact: bool,
 }
 
@@ -246,24 +249,21 @@ impl Effort {
     /// calibration. From 1 on, all are probed and every bound is rigorous.
     pub fn new(recall: f64, buckets: usize, calibration: &Calibration) -> Effort {
         if recall >= 1.0 {
-            return Effort { first: u64::MAX, exact: true };
+            return Effort { few: f64::INFINITY, growth: 1.0, exact: true };
         }
-        let first = (buckets as f64 * calibration.share(recall)).ceil() as u64;
-        Effort { first: first.max(1), exact: false }
+        let (share, growth) = calibration.share(recall);
+        Effort { few: buckets as f64 * share, growth, exact: false }
     }
 
-    /// The effort of probing so many buckets first.
-    pub fn of(first: u64) -> Effort {
-        Effort { first: first.max(1), exact: false }
+    /// The effort of probing so many buckets, whatever is asked for.
+    pub fn of(buckets: u64) -> Effort {
+        Effort { few: buckets as f64, growth: 1.0, exact: false }
     }
 
-    /// Buckets to have probed before row number `delivered` (from 0) is handed out.
-    ///
-    /// It grows as the square: many more rows are asked for only behind a filter, and then few
-    /// that are near may still be unseen by the time farther ones go out.
-    pub fn buckets(&self, delivered: u64) -> u64 {
-        let growth = delivered.saturating_mul(delivered) / DELIVERED_PER_FIRST.pow(2);
-        self.first.saturating_mul(1 + growth)
+    /// Buckets to probe for the `rows` nearest rows: more than there are say that it takes all.
+    pub fn buckets(&self, rows: u64) -> u64 {
+        // What is not a number, nothing times more than anything, becomes one.
+        (self.few * growth_to(rows, self.growth)).ceil().max(1.0) as u64
     }
 
     /// Whether nothing may be missed.
@@ -274,8 +274,6 @@ impl Effort {
 
 /// Below this many rows, looking at all of them costs less than choosing.
 pub const FEWEST_ROWS: u64 = 1_000;
-/// Rows delivered before the probed set is twice as wide.
-const DELIVERED_PER_FIRST: u64 = 100;
 
 #[cfg(test)]
 mod tests {
@@ -403,21 +401,25 @@ mod tests {
     #[test]
     fn more_recall_is_never_less_effort() {
         let shares = [0.001, 0.002, 0.003, 0.005, 0.008, 0.01, 0.02, 0.03];
-        let calibration = Calibration::from_shares(shares).unwrap();
+        let calibration = Calibration::from_few(shares).unwrap();
         for buckets in [0, 1, 10, 10_000, 1_000_000] {
             let efforts: Vec<u64> = [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
                 .iter()
-                .map(|recall| Effort::new(*recall, buckets, &calibration).buckets(0))
+                .map(|recall| Effort::new(*recall, buckets, &calibration).buckets(10))
                 .collect();
             assert!(efforts.is_sorted(), "{buckets}: {efforts:?}");
         }
     }
 
     #[test]
-    fn the_probed_set_widens_ahead_of_what_is_delivered() {
-        let calibration = Calibration::from_shares([0.01; 8]).unwrap();
+    fn more_rows_are_more_effort() {
+        let calibration = Calibration::from_shares([[0.01; 8], [0.02; 8]]).unwrap();
         let effort = Effort::new(0.95, 8_000, &calibration);
-        assert_eq!(effort.buckets(0), effort.buckets(50));
-        assert!(effort.buckets(1000) >= 5 * effort.buckets(0));
+        assert_eq!([1, 10, 100, 1000].map(|rows| effort.buckets(rows)), [80, 80, 160, 320]);
+        assert_eq!(Effort::of(7).buckets(1000), 7);
+        assert_eq!(Effort::new(1.0, 10, &calibration).buckets(1), u64::MAX);
+        let sure = Calibration::from_shares([[0.0; 8], [0.5; 8]]).unwrap();
+        let efforts = [0, 10, 11, 500].map(|rows| Effort::new(0.9, 100, &sure).buckets(rows));
+        assert!(efforts.iter().all(|buckets| *buckets >= 1));
     }
 }

@@ -103,6 +103,8 @@ pub struct Params {
     pub max_rows: u64,
     /// How many rows are likely to be wanted; a guess costs time where it is wrong, no more.
     pub expected: usize,
+    /// How many rows the buckets have to be right for that are probed first.
+    pub first: u64,
 }
 
 /// Where a row was found.
@@ -139,6 +141,9 @@ pub struct Search {
     bucket: BucketQuery,
     estimates: Vec<Estimate>,
     confidence: f32,
+    /// How many rows the probed buckets are right for, and how many buckets these are.
+    good_for: u64,
+    wanted: u64,
     probes: ProbeOrder,
     /// Rows of sign codes; none where there are none, or the search is exact.
     shortlist: Option<Shortlist>,
@@ -155,6 +160,10 @@ pub struct Search {
     scanned: u64,
     delivered: u64,
 }
+
+/// By how much the number of rows grows that the probed buckets are right for, when more are
+/// wanted. What lies nearer than the rows delivered before comes late, so it is well ahead.
+const WIDENING: u64 = 4;
 
 /// Vectors asked for ahead of their being read.
 const AHEAD: usize = 8;
@@ -180,6 +189,7 @@ impl Search {
         let mut rounding = 0.0;
         let mut probes = ProbeOrder::new(Vec::new());
         let mut shortlist = None;
+        let first = params.effort.buckets(params.first);
         if let Some(routing) = routing {
             let rotation = routing.rotation();
             let unturned = std::mem::replace(&mut rotated, vec![0.0; rotation.padded()]);
@@ -189,7 +199,7 @@ impl Search {
                 true => routing.project(&unturned),
                 false => rotated.clone(),
             };
-            probes = ProbeOrder::routed(routing, &point, params.effort.buckets(0));
+            probes = ProbeOrder::routed(routing, &point, first);
             if let Some(coding) = routing.coding().filter(|_| !exact) {
                 let square = (kernels().inner_product)(&unturned, &unturned);
                 let beyond = routing.projection().beyond(square, &point);
@@ -207,6 +217,8 @@ impl Search {
             bucket: BucketQuery::default(),
             estimates: Vec::new(),
             confidence,
+            good_for: params.first,
+            wanted: first,
             probes,
             shortlist,
             frontier: Frontier::default(),
@@ -246,7 +258,7 @@ impl Search {
         let Some(routing) = routing.filter(|_| self.shortlist.is_some()) else {
             return f64::INFINITY;
         };
-        self.probe_until(self.params.effort.buckets(0), routing, rows);
+        self.probe_until(self.wanted, routing, rows);
         let Some(shortlist) = &mut self.shortlist else { return f64::INFINITY };
         if shortlist.horizon() == f32::NEG_INFINITY {
             follow_up(shortlist, routing, rows, &mut self.frontier);
@@ -272,13 +284,13 @@ impl Search {
         routing: Option<&RoutingArena>,
         rows: &mut R,
     ) -> Result<Option<Hit>, R::Error> {
-        let mut wanted = match self.params.order {
-            Order::Off => self.params.effort.buckets(0),
-            _ => self.params.effort.buckets(self.delivered),
-        };
+        while self.delivered >= self.good_for && self.params.order != Order::Off {
+            self.good_for = self.good_for.saturating_mul(WIDENING).max(1);
+            self.wanted = self.wanted.max(self.params.effort.buckets(self.good_for));
+        }
         loop {
             if let Some(routing) = routing {
-                self.probe_until(wanted, routing, rows);
+                self.probe_until(self.wanted, routing, rows);
             }
             while let Some(hit) = self.nearest(routing, rows)? {
                 let in_order =
@@ -293,9 +305,8 @@ impl Search {
             }
             let probed = self.probed;
             if self.params.order != Order::Off {
-                wanted = (probed * 2).max(1);
                 if let Some(routing) = routing {
-                    self.probe_until(wanted, routing, rows);
+                    self.probe_until((probed * 2).max(1), routing, rows);
                 }
             }
             if self.probed == probed {
@@ -308,7 +319,7 @@ impl Search {
     /// Probes until `wanted` buckets have been, and enough rows looked at; not beyond the first
     /// ones once there are more rows than the search may go on after.
     fn probe_until<R: Rows>(&mut self, wanted: u64, routing: &RoutingArena, rows: &R) {
-        let first = self.params.effort.buckets(0);
+        let first = self.params.effort.buckets(self.params.first);
         while self.probed < wanted || self.scanned < FEWEST_ROWS {
             if self.probed >= first && self.scanned >= self.params.max_rows {
                 return;

@@ -188,7 +188,7 @@ const SHAPES: [(Metric, usize); 7] = [
 ];
 
 fn params(effort: Effort, order: Order) -> Params {
-    Params { effort, order, max_rows: u64::MAX, expected: 16 }
+    Params { effort, order, max_rows: u64::MAX, expected: 16, first: 10 }
 }
 
 fn exact() -> Params {
