@@ -73,9 +73,8 @@ fn measure(
     nearest: &[Vec<u32>],
     grouping: Duration,
 ) -> Result<()> {
-    // Nobody asks for neighbours here, and of a million they take minutes to find.
     let (points, _) = router.points(&STOP)?;
-    let routed = Routed { points, groups, neighbours: None };
+    let routed = Routed { points, groups };
     let routing = RoutingArena::in_memory(1, router, &routed)?;
     assert!(routing.is_sound());
     let mut times = Vec::new();

@@ -177,9 +177,14 @@ impl PackedCentroids {
     ///
     /// Rows and results correspond up to the shorter of the two. A row that has no nearest
     /// centroid, because a distance is no number or there are no centroids, gets 0.
-    pub fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+    pub fn nearest<T: Nearest>(
+        &self,
+        rows: &[f32],
+        out: &mut [T],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
         if self.is_empty() {
-            out.fill(0);
+            out.fill(T::default());
             return Ok(());
         }
         match self.coded(rows, stop)? {
@@ -188,11 +193,11 @@ impl PackedCentroids {
         }
     }
 
-    fn nearest_by_codes(
+    fn nearest_by_codes<T: Nearest>(
         &self,
         coded: &CodedCentroids,
         rows: &[f32],
-        out: &mut [u32],
+        out: &mut [T],
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         const ROWS: usize = CODED_TILES * TILE_ROWS;
@@ -202,17 +207,17 @@ impl PackedCentroids {
                 workspace.pack(rows.chunks_exact(self.dim), &self.shift, coded);
                 workspace.search(self, coded, 0..self.panels(), stop)?;
                 for (i, out) in out.iter_mut().enumerate().take(rows.len() / self.dim) {
-                    *out = workspace.found(self, coded, i);
+                    *out = workspace.found(self, coded, i, |place| place);
                 }
                 Ok(())
             },
         )
     }
 
-    fn nearest_by_products(
+    fn nearest_by_products<T: Nearest>(
         &self,
         rows: &[f32],
-        out: &mut [u32],
+        out: &mut [T],
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let tile_bytes = self.dim * TILE_ROWS * size_of::<f32>();
@@ -222,9 +227,25 @@ impl PackedCentroids {
             .try_for_each_init(Workspace::default, |workspace, (rows, out)| {
                 workspace.pack(rows.chunks_exact(self.dim), &self.shift);
                 workspace.search(self, 0..self.panels(), stop)?;
-                out.iter_mut().enumerate().for_each(|(i, out)| *out = workspace.found(i));
+                for (i, out) in out.iter_mut().enumerate() {
+                    *out = workspace.found(i, |place| place);
+                }
                 Ok(())
             })
+    }
+}
+
+/// What is kept of a search for the nearest centroid of a row.
+pub trait Nearest: Copy + Default + Send {
+    /// From the place of the nearest, and the least score of each column with its panel. `number` is
+    /// that of the centroid at a place.
+    fn of(place: u32, scores: &[f32], panels: &[u32], number: impl Fn(u32) -> u32) -> Self;
+}
+
+/// The number of the nearest.
+impl Nearest for u32 {
+    fn of(place: u32, _: &[f32], _: &[u32], number: impl Fn(u32) -> u32) -> u32 {
+        number(place)
     }
 }
 
@@ -310,11 +331,12 @@ impl Workspace {
         Ok(())
     }
 
-    /// The place in the layout of the nearest centroid found for the i-th packed row.
-    pub(super) fn found(&self, i: usize) -> u32 {
+    /// What was found for the i-th packed row; `number` is that of the centroid at a place.
+    pub(super) fn found<T: Nearest>(&self, i: usize, number: impl Fn(u32) -> u32) -> T {
         let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
         let scores = &self.best[tile][row..row + TILE_COLS];
-        least(scores, &self.best_panel[tile][row..row + TILE_COLS])
+        let panels = &self.best_panel[tile][row..row + TILE_COLS];
+        T::of(least(scores, panels), scores, panels, number)
     }
 
     /// For each of the first `rows` packed rows in turn calls `each` with the scores of a panel's

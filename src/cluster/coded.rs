@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use super::assign::{least, PackedCentroids, TILE_LEN};
+use super::assign::{least, Nearest, PackedCentroids, TILE_LEN};
 use super::{check, Stopped};
 use crate::simd::{
     kernels, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
@@ -195,10 +195,18 @@ impl CodedWorkspace {
         Ok(())
     }
 
-    /// The place in the layout of the nearest centroid found for the i-th packed row.
-    pub fn found(&self, packed: &PackedCentroids, coded: &CodedCentroids, i: usize) -> u32 {
+    /// What was found for the i-th packed row; `number` is that of the centroid at a place. But for
+    /// the nearest, scores are those of the codes.
+    pub fn found<T: Nearest>(
+        &self,
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        i: usize,
+        number: impl Fn(u32) -> u32,
+    ) -> T {
         let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
-        let mut scores: [f32; TILE_COLS] = std::array::from_fn(|col| self.best[tile][row + col]);
+        let of_codes = &self.best[tile][row..row + TILE_COLS];
+        let mut scores: [f32; TILE_COLS] = std::array::from_fn(|col| of_codes[col]);
         let panels = &self.best_panel[tile][row..row + TILE_COLS];
         let high = scores.iter().copied().fold(f32::INFINITY, f32::min) + self.margins[i];
         let shifted = &self.rows[i * coded.dim..][..coded.dim];
@@ -211,7 +219,7 @@ impl CodedWorkspace {
                 f32::INFINITY
             };
         }
-        least(&scores, panels)
+        T::of(least(&scores, panels), of_codes, panels, number)
     }
 }
 

@@ -23,7 +23,7 @@ mod two_level;
 
 pub use groups::Groups;
 pub use router::{product_reach, Routed, Router};
-pub use spill::{Neighbours, NO_BUCKET};
+pub use spill::NO_BUCKET;
 pub use subspace::{project_rows, VectorSpace};
 pub use training::{train, Trained};
 

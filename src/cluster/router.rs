@@ -3,9 +3,9 @@
 use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
-use super::assign::PackedCentroids;
+use super::assign::{Nearest, PackedCentroids};
 use super::groups::Groups;
-use super::spill::Neighbours;
+use super::spill::{spill, Near};
 use super::subspace::VectorSpace;
 use super::two_level::{GroupedCentroids, LEAST_CENTROIDS, LEAST_ROWS};
 use super::{get_or_try_init, Stopped};
@@ -33,8 +33,6 @@ pub struct Routed<'r> {
     pub points: &'r [f32],
     /// The groups of these.
     pub groups: &'r Groups,
-    /// For each those nearest to it, where rows have a second bucket.
-    pub neighbours: Option<&'r Neighbours>,
 }
 
 /// Centroids of buckets, and how far the rows of each scatter.
@@ -50,7 +48,6 @@ pub struct Router {
     /// Made by the first assignment; a search has no use for them.
     packed: OnceLock<PackedCentroids>,
     grouped: OnceLock<GroupedCentroids>,
-    neighbours: OnceLock<Neighbours>,
 }
 
 impl Router {
@@ -85,7 +82,6 @@ impl Router {
             groups: OnceLock::new(),
             packed: OnceLock::new(),
             grouped: OnceLock::new(),
-            neighbours: OnceLock::new(),
         }
     }
 
@@ -156,27 +152,13 @@ impl Router {
         get_or_try_init(&self.groups, || Groups::of(points, components, stop))
     }
 
-    /// For each bucket those whose points are nearest to its own.
-    ///
-    /// # Errors
-    /// [`Stopped`] when the flag went up.
-    pub fn neighbours(&self, stop: &AtomicBool) -> Result<&Neighbours, Stopped> {
-        let (points, dim) = self.points(stop)?;
-        get_or_try_init(&self.neighbours, || {
-            let packed = get_or_try_init(&self.packed, || PackedCentroids::new(points, dim, stop))?;
-            Neighbours::new(points, dim, packed, stop)
-        })
-    }
-
     /// All that a search or an assignment needs to know.
     ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
     pub fn routed(&self, stop: &AtomicBool) -> Result<Routed<'_>, Stopped> {
         let (points, _) = self.points(stop)?;
-        let spills = self.space.projection.coding().is_some();
-        let neighbours = if spills { Some(self.neighbours(stop)?) } else { None };
-        Ok(Routed { points, groups: self.groups(stop)?, neighbours })
+        Ok(Routed { points, groups: self.groups(stop)? })
     }
 
     /// Tells which rows are unlike those the buckets were trained on, from their buckets and
@@ -201,16 +183,12 @@ impl Router {
     ///
     /// # Panics
     /// When it is of other numbers of centroids.
-    pub fn learn(&self, points: Vec<f32>, groups: Groups, neighbours: Option<Neighbours>) {
+    pub fn learn(&self, points: Vec<f32>, groups: Groups) {
         assert_eq!(points.len(), self.len() * self.space.projection.components(), "points");
         let _ = self.points.set(points);
         let members: usize = groups.iter().map(|(_, members)| members.len()).sum();
         assert_eq!(members, self.len(), "a group for each centroid");
         let _ = self.groups.set(groups);
-        if let Some(neighbours) = neighbours {
-            assert_eq!(neighbours.lists().len(), self.len() * Neighbours::each(self.len()));
-            let _ = self.neighbours.set(neighbours);
-        }
     }
 
     /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
@@ -236,14 +214,20 @@ impl Router {
         second: &mut [u32],
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
-        let rows = self.space.project_rows(rows, stop)?;
-        self.nearest(&rows, first, stop)?;
-        let (centroids, dim) = self.points(stop)?;
-        self.neighbours(stop)?.spill(centroids, &rows, dim, first, second, stop)
+        let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
+        let mut near = vec![Near::default(); first.len()];
+        self.nearest(&rows, &mut near, stop)?;
+        near.iter().zip(&mut *first).for_each(|(near, first)| *first = near.first);
+        spill(centroids, &rows, dim, &near, first, second, stop)
     }
 
     /// Writes the bucket of each row, as it is compared, to `out`.
-    fn nearest(&self, rows: &[f32], out: &mut [u32], stop: &AtomicBool) -> Result<(), Stopped> {
+    fn nearest<T: Nearest>(
+        &self,
+        rows: &[f32],
+        out: &mut [T],
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
         let (centroids, dim) = self.points(stop)?;
         let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
@@ -272,7 +256,9 @@ impl Router {
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
-        self.neighbours(stop)?.spill(centroids, &rows, dim, first, out, stop)
+        let mut near = vec![Near::default(); first.len()];
+        self.nearest(&rows, &mut near, stop)?;
+        spill(centroids, &rows, dim, &near, first, out, stop)
     }
 
     /// Writes a score for each bucket to `out`; the least is to be looked into first.

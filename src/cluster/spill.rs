@@ -6,7 +6,7 @@
 //! query that is misled by r is then not misled by r' as well. It minimises
 //! `|r'|^2 + lambda * <r', r / |r|>^2`.
 
-use super::assign::{PackedCentroids, Workspace};
+use super::assign::Nearest;
 use super::{check, Stopped};
 use crate::simd::{kernels, TILE_COLS};
 use rayon::prelude::*;
@@ -15,198 +15,161 @@ use std::sync::atomic::AtomicBool;
 /// Weight of the part of the residual along the first one.
 const LAMBDA: f32 = 1.0;
 
-/// The buckets among which a second one is sought: those nearest to the first.
-const CANDIDATES: usize = 24;
-
-/// Centroids whose neighbours one task looks for.
-const TASK: usize = 192;
+/// The buckets among which a second one is sought: those nearest to the row, but for the first.
+/// Those near to the first one would not do: where rows lie far from their centroids, they are not
+/// the same.
+const CANDIDATES: usize = 8;
 
 /// Stands for no bucket.
 pub const NO_BUCKET: u32 = u32::MAX;
 
-/// For each centroid those nearest to it.
-pub struct Neighbours {
-    each: usize,
-    lists: Vec<u32>,
+/// A row's nearest centroid, and others that are near to it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Near {
+    /// The nearest.
+    pub first: u32,
+    /// Others, the nearer the earlier: nearly always the nearest of them, if not all. [`NO_BUCKET`]
+    /// behind the last.
+    pub others: [u32; CANDIDATES],
 }
 
-impl Neighbours {
-    /// Finds the neighbours of row-major centroids.
-    ///
-    /// # Errors
-    /// [`Stopped`] when the flag went up.
-    pub fn new(
-        centroids: &[f32],
-        dim: usize,
-        packed: &PackedCentroids,
-        stop: &AtomicBool,
-    ) -> Result<Neighbours, Stopped> {
-        let each = Neighbours::each(packed.len());
-        let mut lists = vec![0; packed.len() * each];
-        if each > 0 {
-            lists.par_chunks_mut(TASK * each).enumerate().try_for_each_init(
-                Workspace::default,
-                |workspace, (task, lists)| {
-                    let first = task * TASK;
-                    let rows = &centroids[first * dim..][..lists.len() / each * dim];
-                    nearest_of(workspace, packed, rows, first as u32, each, lists, stop)
-                },
-            )?;
+impl Default for Near {
+    fn default() -> Near {
+        Near { first: 0, others: [NO_BUCKET; CANDIDATES] }
+    }
+}
+
+/// Of two near centroids in one column the farther is passed over; there are four times as many
+/// columns as others are wanted.
+impl Nearest for Near {
+    fn of(place: u32, scores: &[f32], panels: &[u32], number: impl Fn(u32) -> u32) -> Near {
+        let mut kept = [(f32::INFINITY, NO_BUCKET); CANDIDATES];
+        for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
+            let other = panel * TILE_COLS as u32 + col as u32;
+            // What is not a number is not less.
+            if score < kept[CANDIDATES - 1].0 && other != place {
+                let after = kept.partition_point(|near| near.0 <= score);
+                kept.copy_within(after..CANDIDATES - 1, after + 1);
+                kept[after] = (score, other);
+            }
         }
-        Ok(Neighbours { each, lists })
+        let others = kept.map(|(_, place)| if place == NO_BUCKET { place } else { number(place) });
+        Near { first: number(place), others }
     }
+}
 
-    /// Those that were found before; none if they are not of so many centroids.
-    pub fn known(lists: Vec<u32>, centroids: usize) -> Option<Neighbours> {
-        let each = Neighbours::each(centroids);
-        let fits = lists.len() == centroids * each;
-        let is_sound = fits && lists.iter().all(|other| (*other as usize) < centroids);
-        is_sound.then_some(Neighbours { each, lists })
-    }
-
-    /// How many neighbours each of so many centroids has.
-    pub fn each(centroids: usize) -> usize {
-        CANDIDATES.min(centroids.saturating_sub(1))
-    }
-
-    /// The neighbours of all centroids, [`Neighbours::each`] of the first one first.
-    pub fn lists(&self) -> &[u32] {
-        &self.lists
-    }
-
-    fn of(&self, bucket: u32) -> &[u32] {
-        &self.lists[bucket as usize * self.each..][..self.each]
-    }
-
-    /// Writes the second bucket of each row to `out`; [`NO_BUCKET`] where there is only one.
-    ///
-    /// # Errors
-    /// [`Stopped`] when the flag went up.
-    pub fn spill(
-        &self,
-        centroids: &[f32],
-        rows: &[f32],
-        dim: usize,
-        first: &[u32],
-        out: &mut [u32],
-        stop: &AtomicBool,
-    ) -> Result<(), Stopped> {
-        let k = kernels();
-        rows.par_chunks(dim).zip(first).zip(out).with_min_len(256).try_for_each_init(
+/// Writes the second bucket of each row to `out`; [`NO_BUCKET`] where there is only one. `near` has
+/// what is near to the rows, `first` their buckets.
+///
+/// # Errors
+/// [`Stopped`] when the flag went up.
+pub fn spill(
+    centroids: &[f32],
+    rows: &[f32],
+    dim: usize,
+    near: &[Near],
+    first: &[u32],
+    out: &mut [u32],
+    stop: &AtomicBool,
+) -> Result<(), Stopped> {
+    let centroid = |bucket: u32| &centroids[bucket as usize * dim..][..dim];
+    let buckets = (centroids.len() / dim) as u32;
+    rows.par_chunks(dim)
+        .zip(near)
+        .zip(first.par_iter().zip(out))
+        .with_min_len(256)
+        .try_for_each_init(
             || vec![0.0; dim],
-            |residual, ((row, &bucket), out)| {
+            |residual, ((row, near), (&first, out))| {
                 check(stop)?;
-                let centroid = |bucket: u32| &centroids[bucket as usize * dim..][..dim];
-                for ((r, x), c) in residual.iter_mut().zip(row).zip(centroid(bucket)) {
+                for ((r, x), c) in residual.iter_mut().zip(row).zip(centroid(first)) {
                     *r = x - c;
                 }
-                let length = (k.inner_product)(residual, residual).sqrt();
-                let along = (k.inner_product)(residual, row);
-                let mut best = (f32::INFINITY, NO_BUCKET);
-                for &other in self.of(bucket) {
-                    let centroid = centroid(other);
-                    let parallel = if length > 0.0 {
-                        (along - (k.inner_product)(residual, centroid)) / length
-                    } else {
-                        0.0
-                    };
-                    let loss = (k.l2_squared)(row, centroid) + LAMBDA * parallel * parallel;
-                    if best.1 == NO_BUCKET || loss < best.0 {
-                        best = (loss, other);
-                    }
+                *out = second_of(row, residual, near, first, centroid);
+                if *out == NO_BUCKET && buckets > 1 {
+                    // Of a row that is not of numbers, or far from all but one.
+                    *out = u32::from(first == 0);
                 }
-                *out = best.1;
                 Ok(())
             },
         )
-    }
 }
 
-/// Writes, for each of `rows`, which are the centroids from number `first` on, the numbers of the
-/// `each` other centroids nearest to it, in no order.
-fn nearest_of(
-    workspace: &mut Workspace,
-    packed: &PackedCentroids,
-    rows: &[f32],
+/// The best of the candidates.
+fn second_of<'c>(
+    row: &[f32],
+    residual: &[f32],
+    near: &Near,
     first: u32,
-    each: usize,
-    lists: &mut [u32],
-    stop: &AtomicBool,
-) -> Result<(), Stopped> {
-    let dim = packed.shift().len();
-    let count = rows.len() / dim;
-    workspace.pack(rows.chunks_exact(dim), packed.shift());
-    let mut nearest: Vec<Vec<(f32, u32)>> = vec![Vec::with_capacity(2 * each + TILE_COLS); count];
-    let mut bounds = vec![f32::INFINITY; count];
-    for panel in 0..packed.panels() {
-        check(stop)?;
-        workspace.scores(packed, panel, count, |row, scores| {
-            let bound = bounds[row];
-            if !scores.iter().any(|score| *score < bound) {
-                return;
-            }
-            let own = first + row as u32;
-            let kept = &mut nearest[row];
-            for (&score, other) in scores.iter().zip((panel * TILE_COLS) as u32..) {
-                if score < bound && other != own && (other as usize) < packed.len() {
-                    kept.push((score, other));
-                }
-            }
-            if kept.len() >= 2 * each {
-                kept.select_nth_unstable_by(each - 1, |a, b| a.0.total_cmp(&b.0));
-                kept.truncate(each);
-                bounds[row] =
-                    kept.iter().fold(f32::NEG_INFINITY, |most, (score, _)| most.max(*score));
-            }
-        });
+    centroid: impl Fn(u32) -> &'c [f32],
+) -> u32 {
+    let k = kernels();
+    let length = (k.inner_product)(residual, residual).sqrt();
+    let along = (k.inner_product)(residual, row);
+    let mut best = (f32::INFINITY, NO_BUCKET);
+    for other in std::iter::once(near.first).chain(near.others) {
+        if other == first || other == NO_BUCKET {
+            continue;
+        }
+        let centroid = centroid(other);
+        let parallel = match length > 0.0 {
+            true => (along - (k.inner_product)(residual, centroid)) / length,
+            false => 0.0,
+        };
+        let loss = (k.l2_squared)(row, centroid) + LAMBDA * parallel * parallel;
+        if loss < best.0 {
+            best = (loss, other);
+        }
     }
-    for ((row, list), kept) in (first..).zip(lists.chunks_exact_mut(each)).zip(&mut nearest) {
-        kept.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        // Centroids that are not numbers are near to none; their lists are filled with any others.
-        let any = (0..packed.len() as u32).filter(|other| *other != row);
-        let found = kept.iter().map(|(_, other)| *other).chain(any);
-        list.iter_mut().zip(found).for_each(|(place, other)| *place = other);
-    }
-    Ok(())
+    best.1
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::assign::PackedCentroids;
     use super::*;
     use rand::{rngs::SmallRng, Rng, SeedableRng};
 
-    fn spill(centroids: &[f32], dim: usize, rows: &[f32], first: &[u32]) -> Vec<u32> {
-        let stop = AtomicBool::new(false);
-        let packed = PackedCentroids::new(centroids, dim, &stop).unwrap();
-        let neighbours = Neighbours::new(centroids, dim, &packed, &stop).unwrap();
-        let mut out = vec![9; first.len()];
-        neighbours.spill(centroids, rows, dim, first, &mut out, &stop).unwrap();
+    static STOP: AtomicBool = AtomicBool::new(false);
+
+    fn second(centroids: &[f32], dim: usize, rows: &[f32], first: &[u32]) -> Vec<u32> {
+        let packed = PackedCentroids::new(centroids, dim, &STOP).unwrap();
+        let (mut near, mut out) = (vec![Near::default(); first.len()], vec![9; first.len()]);
+        packed.nearest(rows, &mut near, &STOP).unwrap();
+        spill(centroids, rows, dim, &near, first, &mut out, &STOP).unwrap();
         out
     }
 
     #[test]
-    fn neighbours_are_the_nearest_others() {
+    fn others_are_near() {
         let mut rng = SmallRng::seed_from_u64(1);
-        let stop = AtomicBool::new(false);
-        for count in [1usize, 2, 20, 25, 300, 700] {
-            let centroids: Vec<f32> = (0..count * 5).map(|_| rng.random()).collect();
-            let packed = PackedCentroids::new(&centroids, 5, &stop).unwrap();
-            let neighbours = Neighbours::new(&centroids, 5, &packed, &stop).unwrap();
-            for own in 0..count {
-                let at = |i: usize| &centroids[i * 5..][..5];
-                let mut others: Vec<u32> = (0..count as u32).filter(|i| *i != own as u32).collect();
+        // Few rows are compared as they are, many by their codes.
+        for (count, rows) in [(1, 50), (2, 50), (20, 50), (700, 500), (700, 2000)] {
+            let dim = 20;
+            let centroids: Vec<f32> = (0..count * dim).map(|_| rng.random()).collect();
+            let rows: Vec<f32> = (0..rows * dim).map(|_| rng.random()).collect();
+            let packed = PackedCentroids::new(&centroids, dim, &STOP).unwrap();
+            let (mut near, mut first) = (vec![Near::default(); rows.len() / dim], Vec::new());
+            first.resize(near.len(), 0u32);
+            packed.nearest(&rows, &mut near, &STOP).unwrap();
+            packed.nearest(&rows, &mut first, &STOP).unwrap();
+            let mut missed = 0;
+            for ((row, near), first) in rows.chunks(dim).zip(&near).zip(first) {
+                assert_eq!(near.first, first);
+                let mut others: Vec<u32> = (0..count as u32).filter(|i| *i != first).collect();
                 others.sort_by(|a, b| {
-                    let distance = |i: &u32| (kernels().l2_squared)(at(own), at(*i as usize));
+                    let distance = |i: &u32| {
+                        (kernels().l2_squared)(row, &centroids[*i as usize * dim..][..dim])
+                    };
                     distance(a).total_cmp(&distance(b))
                 });
                 others.truncate(CANDIDATES);
-                assert_eq!(neighbours.of(own as u32), others);
+                let known = near.others.iter().take_while(|other| **other != NO_BUCKET).count();
+                assert_eq!(known, others.len(), "{count}");
+                missed += others.iter().filter(|other| !near.others.contains(other)).count();
             }
-            let again = Neighbours::known(neighbours.lists().to_vec(), count).unwrap();
-            assert_eq!(again.lists(), neighbours.lists());
-            assert!(Neighbours::known(neighbours.lists().to_vec(), count + 1).is_none());
-            let wrong = vec![count as u32; count * Neighbours::each(count)];
-            assert_eq!(Neighbours::known(wrong, count).is_none(), count > 1);
+            let all = near.len() * CANDIDATES;
+            assert!(missed * 4 < all, "{count} centroids: {missed} of {all}");
         }
     }
 
@@ -214,19 +177,24 @@ mod tests {
     fn the_second_bucket_lies_across_the_first_residual() {
         // The row is east of its centroid; of two others as near, the northern one is across.
         let centroids = [0.0, 0.0, 2.0, 0.0, 1.0, 1.0];
-        assert_eq!(spill(&centroids, 2, &[1.0, 0.0], &[0]), [2]);
-        assert_eq!(spill(&centroids, 2, &[0.0, 0.0], &[0]), [2], "at the centroid: the nearest");
+        assert_eq!(second(&centroids, 2, &[1.0, 0.0], &[0]), [2]);
+        assert_eq!(second(&centroids, 2, &[0.0, 0.0], &[0]), [2], "at the centroid: the nearest");
+    }
+
+    #[test]
+    fn a_row_in_another_bucket_than_the_nearest_has_its_second_there() {
+        assert_eq!(second(&[0.0, 1.0, 5.0], 1, &[0.1], &[2]), [0]);
     }
 
     #[test]
     fn one_bucket_has_no_second() {
-        assert_eq!(spill(&[1.0, 2.0], 2, &[0.0, 0.0], &[0]), [NO_BUCKET]);
+        assert_eq!(second(&[1.0, 2.0], 2, &[0.0, 0.0], &[0]), [NO_BUCKET]);
     }
 
     #[test]
     fn rows_that_are_no_numbers_get_some_other_bucket() {
         let centroids = [0.0, 1.0, 2.0];
-        let second = spill(&centroids, 1, &[f32::NAN, f32::INFINITY], &[0, 2]);
+        let second = second(&centroids, 1, &[f32::NAN, f32::INFINITY], &[0, 2]);
         assert!(second[0] == 1 || second[0] == 2);
         assert!(second[1] < 2);
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicBool;
 
 use rayon::prelude::*;
 
-use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
+use super::assign::{mean, Nearest, PackedCentroids, Workspace, EMPTY};
 use super::coded::CodedWorkspace;
 use super::groups::Groups;
 use super::kmeans::Members;
@@ -74,23 +74,24 @@ impl GroupedCentroids {
         Ok(GroupedCentroids { groups, members, layout, group_of, first_panel })
     }
 
-    /// Writes the number of the nearest centroid of nearly every row to `out`, and of the others
+    /// Writes the nearest centroid of nearly every row to `out`, and of the others
     /// that of one hardly farther. Returns false, and leaves `out` as it was, when searching all
     /// centroids, which `exact` does, is faster for such rows.
-    pub(super) fn nearest(
+    pub(super) fn nearest<T: Nearest>(
         &self,
         rows: &[f32],
         exact: &PackedCentroids,
-        out: &mut [u32],
+        out: &mut [T],
         stop: &AtomicBool,
     ) -> Result<bool, Stopped> {
         let Some(margin) = self.margin(rows, exact, stop)? else { return Ok(false) };
         let dim = self.groups.shift().len();
-        let mut group = vec![0; (rows.len() / dim).min(out.len())];
+        let mut group = vec![0u32; (rows.len() / dim).min(out.len())];
         self.groups.nearest(rows, &mut group, stop)?;
         let coded = self.members.coded(rows, stop)?;
         let order = Members::new(&group, self.groups.len()).into_rows();
-        let mut found = group;
+        let mut found = vec![T::default(); order.len()];
+        let number = |place: u32| self.layout[place as usize];
         found
             .par_chunks_mut(TASK_TILES * TILE_ROWS)
             .zip(order.par_chunks(TASK_TILES * TILE_ROWS))
@@ -114,11 +115,10 @@ impl GroupedCentroids {
                         }
                     }
                     for (i, found) in found.iter_mut().enumerate() {
-                        let place = match coded {
-                            Some(coded) => search.coded.found(&self.members, coded, i),
-                            None => search.workspace.found(i),
+                        *found = match coded {
+                            Some(coded) => search.coded.found(&self.members, coded, i, number),
+                            None => search.workspace.found(i, number),
                         };
-                        *found = self.layout[place as usize];
                     }
                 }
                 Ok(())
@@ -140,7 +140,7 @@ impl GroupedCentroids {
     ) -> Result<Option<f32>, Stopped> {
         let dim = self.groups.shift().len();
         let sample = evenly(rows, dim, SAMPLE_ROWS.min(rows.len() / dim));
-        let mut nearest = vec![0; sample.len() / dim];
+        let mut nearest = vec![0u32; sample.len() / dim];
         exact.nearest(&sample, &mut nearest, stop)?;
         let margins: Vec<(f32, Vec<f32>)> = sample
             .par_chunks(dim)
@@ -280,7 +280,7 @@ mod tests {
         let mut out = vec![0; 2000];
         grouped.nearest(&rows, &exact, &mut out, &STOP).unwrap();
         assert!(out.iter().all(|&number| number < 2000));
-        assert!(!grouped.nearest(&[], &exact, &mut [], &STOP).unwrap());
+        assert!(!grouped.nearest(&[], &exact, &mut [0u32; 0], &STOP).unwrap());
     }
 
     #[test]

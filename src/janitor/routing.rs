@@ -5,7 +5,7 @@ use super::crew::Crew;
 use super::router;
 use super::sweep::arena_place;
 use crate::arena::{ArenaError, RoutingArena, RoutingIdentity};
-use crate::cluster::{Routed, Router, Stopped};
+use crate::cluster::{Router, Stopped};
 use crate::metric::Metric;
 use crate::page::{Identity, Index, Read, RouterRef};
 use pgrx::PgSqlErrorCode;
@@ -41,15 +41,7 @@ pub fn open_or_make(
         }
     }
     let router = router::load(index, metric, dims, stored)?;
-    Ok((make_for(Use::Search, index, &Crew::new(), stored.column.id, &router), true))
-}
-
-/// What an arena is made for.
-#[derive(Clone, Copy, PartialEq)]
-enum Use {
-    /// Neighbours, which take long to find, are left to the next job.
-    Search,
-    Job,
+    Ok((make(index, &Crew::new(), stored.column.id, &router), true))
 }
 
 /// The stored router and its arena, from which it has been spared what takes long to find out.
@@ -63,32 +55,18 @@ pub fn load_with_router(
     stored: &RouterRef,
 ) -> Read<(Router, RoutingArena)> {
     let router = router::load(index, metric, dims, stored)?;
-    let (mut routing, _) = open_or_make(index, metric, dims, stored)?;
+    let (routing, _) = open_or_make(index, metric, dims, stored)?;
     routing.teach(&router);
-    if !routing.is_complete() {
-        routing = make(index, &Crew::new(), stored.column.id, &router);
-    }
     Ok((router, routing))
 }
 
 /// Makes the arena of a router: a file, or memory of this backend if no file can be written.
 pub fn make(index: Index, crew: &Crew, id: Identity, router: &Router) -> RoutingArena {
-    make_for(Use::Job, index, crew, id, router)
-}
-
-fn make_for(usage: Use, index: Index, crew: &Crew, id: Identity, router: &Router) -> RoutingArena {
     let (directory, name) = arena_place(index, id);
     let id = id.as_u128();
-    let find_out = |stop: &AtomicBool| match usage {
-        Use::Job => router.routed(stop),
-        Use::Search => {
-            let (points, _) = router.points(stop)?;
-            Ok(Routed { points, groups: router.groups(stop)?, neighbours: None })
-        }
-    };
     // A stopped job has already ended the statement; the second time all is known.
-    let _ = crew.run(|stop| find_out(stop).map(|_| ()));
-    let routed = find_out(&AtomicBool::new(false));
+    let _ = crew.run(|stop| router.routed(stop).map(|_| ()));
+    let routed = router.routed(&AtomicBool::new(false));
     let made = routed.map_err(|Stopped| ArenaError::Layout("stopped")).and_then(|routed| {
         RoutingArena::create(&directory, &name, id, router, &routed)
             .inspect_err(|error| report_unwritten(index, error))

@@ -23,7 +23,7 @@ pub fn identity(router_id: u128, router: &Router) -> RoutingIdentity {
 
 /// The bytes of a router's arena.
 pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u8>, ArenaError> {
-    let Routed { points, groups, neighbours } = *routed;
+    let Routed { points, groups } = *routed;
     let too_large = || ArenaError::Layout("too large");
     let identity = identity(router_id, router);
     let padded = padded(&identity);
@@ -93,13 +93,6 @@ pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u
     }
     put(&mut bytes, &parts.centroid_crcs, &crcs(&centroids, padded));
     put(&mut bytes, &parts.centroids, &centroids);
-    let lists = neighbours.map_or(&[][..], |neighbours| neighbours.lists());
-    if !lists.is_empty() {
-        put(&mut bytes, &parts.neighbours, lists);
-    }
-    let crc = crc32fast::hash(&bytes[parts.neighbours.start..]);
-    // Zeroes would be neighbours, too.
-    let neighbours_crc = if neighbours.is_some() { crc } else { !crc };
     let (head, body) = bytes.split_at_mut(size_of::<Header>());
     let body = &body[..parts.points.start - size_of::<Header>()];
     let mut header = Header {
@@ -116,7 +109,6 @@ pub fn encode(router_id: u128, router: &Router, routed: &Routed) -> Result<Vec<u
         groups,
         places,
         subspace: projection.subspace(),
-        neighbours_crc,
         ..Header::zeroed()
     };
     header.crc = header.checksum();

@@ -17,7 +17,6 @@
 //!      *  CRC32 of each point, and of each rotated centroid
 //!      *  points, 4 bytes a component
 //!      *  rotated centroids, 4 bytes a padded component
-//!      *  for each point the numbers of those nearest to it, 4 bytes each
 //! ```
 //!
 //! A point is a centroid in the subspace ([`Projection`]). Where none was learned, there are no
@@ -25,15 +24,12 @@
 //!
 //! The places of a group begin at a multiple of 32; those left over have no centroid. The header's
 //! checksum of what follows it ends where the points begin. These are checked one by one when they
-//! are first touched, so that opening takes a small part of reading the file. The neighbours, which
-//! no search looks at, are checked when a job asks for them; an arena that a search had to make has
-//! zeroes there.
+//! are first touched, so that opening takes a small part of reading the file.
 //!
 //! Where an index has no sign codes ([`sign::are_used`]) the columns and codes are left out, and
 //! the rotation is the identity. All numbers are little-endian, every part begins at a multiple
 //! of 64.
 
-use crate::cluster::Neighbours;
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{self, Projection, Subspace};
@@ -43,7 +39,7 @@ use std::mem::offset_of;
 use std::ops::Range;
 
 pub const MAGIC: [u8; 8] = *b"driftrtr";
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 const ALIGN: usize = 64;
 const MAX_BYTES: usize = isize::MAX as usize / 2;
 
@@ -74,10 +70,7 @@ pub struct Header {
     pub groups: u32,
     pub places: u32,
     pub subspace: Subspace,
-    /// CRC32 of the neighbours and the zeroes behind them; all its bits are others if there are
-    /// none.
-    pub neighbours_crc: u32,
-    pub reserved: [u32; 7],
+    pub reserved: [u32; 8],
 }
 
 const _: () = {
@@ -92,8 +85,7 @@ const _: () = {
     assert!(offset_of!(Header, groups) == 64);
     assert!(offset_of!(Header, places) == 68);
     assert!(offset_of!(Header, subspace) == 72);
-    assert!(offset_of!(Header, neighbours_crc) == 96);
-    assert!(offset_of!(Header, reserved) == 100);
+    assert!(offset_of!(Header, reserved) == 96);
 };
 
 impl Header {
@@ -143,7 +135,6 @@ pub struct Parts {
     pub centroid_crcs: Range<usize>,
     pub points: Range<usize>,
     pub centroids: Range<usize>,
-    pub neighbours: Range<usize>,
     pub length: usize,
 }
 
@@ -174,7 +165,6 @@ impl Parts {
         const NUMBER: usize = size_of::<u32>();
         let coded = if code_bits > 0 { places } else { 0 };
         let points = if projection.is_learned() { buckets } else { 0 };
-        let spills = if code_bits > 0 { buckets } else { 0 };
         let parts = Parts {
             basis: part(projection.subspace().basis_len(dim), NUMBER)?,
             middle: part(components, NUMBER)?,
@@ -189,7 +179,6 @@ impl Parts {
             centroid_crcs: part(buckets, NUMBER)?,
             points: part(points, components.checked_mul(NUMBER)?)?,
             centroids: part(buckets, padded.checked_mul(NUMBER)?)?,
-            neighbours: part(spills, Neighbours::each(buckets) * NUMBER)?,
             length: 0,
         };
         Some(Parts { length: end.next_multiple_of(ALIGN), ..parts })

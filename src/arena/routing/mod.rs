@@ -15,7 +15,7 @@ use super::directory::Temporary;
 use super::mapping::{self, anonymous};
 use super::proofs::{Part, Proofs};
 use super::{ArenaError, ArenaName};
-use crate::cluster::{Groups, Neighbours, Routed, Router};
+use crate::cluster::{Groups, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{Projection, Rotation};
@@ -41,7 +41,6 @@ pub struct RoutingArena {
     groups: usize,
     parts: Parts,
     body_crc: u32,
-    neighbours_crc: u32,
     typical: f32,
     rotation: Rotation,
     projection: Projection,
@@ -179,7 +178,6 @@ impl RoutingArena {
         Ok(RoutingArena {
             typical: header.typical,
             body_crc: header.body_crc,
-            neighbours_crc: header.neighbours_crc,
             groups: header.groups as usize,
             identity: *identity,
             sound_points: Bits::new(identity.buckets),
@@ -252,21 +250,6 @@ impl RoutingArena {
         self.floats(&self.parts.middle)
     }
 
-    /// The neighbours of all centroids, if they were written and are what was.
-    fn neighbours(&self) -> Option<Neighbours> {
-        let numbers = &self.map[self.parts.neighbours.clone()];
-        let crc = crc32fast::hash(&self.map[self.parts.neighbours.start..]);
-        let is_sound = self.coding().is_some() && crc == self.neighbours_crc;
-        is_sound
-            .then(|| bytemuck::pod_collect_to_vec(numbers))
-            .and_then(|numbers| Neighbours::known(numbers, self.len()))
-    }
-
-    /// Whether it has what an assignment needs, and not only what a search does.
-    pub fn is_complete(&self) -> bool {
-        self.coding().is_none() || self.neighbours().is_some()
-    }
-
     /// Spares a router that is this arena's what has been found out about it already. Does nothing
     /// where that is damaged, or of another space.
     pub fn teach(&self, router: &Router) {
@@ -287,7 +270,7 @@ impl RoutingArena {
         if members.iter().map(Vec::len).sum::<usize>() == self.len() {
             let centres = self.floats(&self.parts.centres).to_vec();
             let groups = Groups::known(centres, self.projection.components(), members);
-            router.learn(points, groups, self.neighbours());
+            router.learn(points, groups);
         }
     }
 
@@ -363,8 +346,7 @@ impl RoutingArena {
         self.damaged.load(Ordering::Relaxed)
     }
 
-    /// Checks all but neighbours, which no search needs, whatever others have found. Points and
-    /// centroids are checked once.
+    /// Checks all, whatever others have found. Points and centroids are checked once.
     pub fn is_sound(&self) -> bool {
         let body = size_of::<Header>()..self.parts.points.start;
         if crc32fast::hash(&self.map[body]) != self.body_crc {
@@ -529,8 +511,6 @@ mod tests {
             let taught = pupil.routed(&STOP).unwrap();
             assert_eq!(taught.groups.len(), groups.len());
             assert!(taught.groups.iter().eq(groups.iter()));
-            let lists = |routed: &Routed<'_>| routed.neighbours.unwrap().lists().to_vec();
-            assert_eq!(lists(&taught), lists(&routed));
         }
     }
 
@@ -559,13 +539,11 @@ mod tests {
             std::fs::write(&path, &bad).unwrap();
             let is_sound = RoutingArena::open(dir.path(), &name, &own).is_ok_and(|arena| {
                 assert!(!arena.is_damaged(), "not touched yet");
-                // Of points and neighbours that are damaged nothing is learned.
+                // Of points that are damaged nothing is learned.
                 let pupil = learned(Metric::L2, 64, 3);
                 arena.teach(&pupil);
-                let lists = |router: &Router| router.neighbours(&STOP).unwrap().lists().to_vec();
-                assert_eq!(lists(&pupil), lists(&router));
                 assert_eq!(pupil.points(&STOP).unwrap(), router.points(&STOP).unwrap());
-                arena.is_complete() && arena.is_sound()
+                arena.is_sound()
             });
             assert!(!is_sound, "byte {at}");
         }
