@@ -33,6 +33,10 @@ const BLOCK_BYTES: usize = 256 << 10;
 /// How many times as many buckets a hundred rows are guessed to need as ten do.
 const GUESSED_GROWTH: f32 = 2.0;
 
+/// What a trial errs by is made up for, but not so far that less than this part of what may be
+/// missed would be.
+const LEAST_MISSED: f64 = 0.5;
+
 /// Queries are rows of the table; those that users ask with fall less well into its buckets.
 const MARGIN: f64 = 1.3;
 
@@ -190,22 +194,47 @@ impl Trial {
             })
             .collect();
         let looked_at = looked_at?;
-        let total = routing.len().max(1) as f64;
-        let shares = |neighbours: usize| -> Shares {
-            let found = looked_at.iter().flat_map(|found| found.iter().take(neighbours));
-            let mut found: Vec<u64> = found.copied().collect();
-            found.sort_unstable();
-            RECALLS.map(|recall| {
-                let rank = (found.len() as f64 * recall).ceil() as usize;
-                let probes = found.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX);
-                (probes as f64 * MARGIN / total).min(1.0) as f32
-            })
-        };
-        let few = shares(FEW);
-        let mut many = shares(MANY);
+        let few = shares(&looked_at, FEW, routing.len());
+        let mut many = shares(&looked_at, MANY, routing.len());
         many.iter_mut().zip(few).for_each(|(many, few)| *many = many.max(few));
         Ok(Calibration { few, many })
     }
+}
+
+/// The shares of so many buckets that a trial tells, which has looked at `looked_at` buckets until
+/// each query's neighbours were found, nearest first, of whom the first `neighbours` count.
+fn shares(looked_at: &[Vec<u64>], neighbours: usize, buckets: usize) -> Shares {
+    let queries = || looked_at.iter().map(|found| &found[..neighbours.min(found.len())]);
+    let mut found: Vec<u64> = queries().flatten().copied().collect();
+    found.sort_unstable();
+    let probes_for = |recall: f64| {
+        let rank = (found.len() as f64 * recall).ceil() as usize;
+        found.get(rank.saturating_sub(1)).copied().unwrap_or(u64::MAX)
+    };
+    let mut before = 0.0f32;
+    RECALLS.map(|recall| {
+        let error = standard_error(queries(), probes_for(recall));
+        let sure = (recall + error).min(1.0 - (1.0 - recall) * LEAST_MISSED);
+        let share = probes_for(sure) as f64 * MARGIN / buckets.max(1) as f64;
+        before = before.max(share.min(1.0) as f32);
+        before
+    })
+}
+
+/// How far the mean recall of so many probes may lie from that of all queries there could be: the
+/// neighbours of one are found together, or not, so that the queries count.
+fn standard_error<'f>(queries: impl Iterator<Item = &'f [u64]>, probes: u64) -> f64 {
+    let (mut count, mut sum, mut squares) = (0.0, 0.0, 0.0);
+    for found in queries.filter(|found| !found.is_empty()) {
+        let within = found.iter().filter(|looked_at| **looked_at <= probes).count();
+        let recall = within as f64 / found.len() as f64;
+        (count, sum, squares) = (count + 1.0, sum + recall, squares + recall * recall);
+    }
+    if count < 2.0 {
+        return 0.0;
+    }
+    let variance = (squares - sum * sum / count) / (count - 1.0);
+    (variance.max(0.0) / count).sqrt()
 }
 
 /// The squared distance beyond which no row is one of the nearest: what is farther in some of its
@@ -345,6 +374,27 @@ mod tests {
         let shares = trial.finish(&routing, &buckets, &[], &STOP).unwrap().shares();
         let is_one_bucket = |share: &f32| (f64::from(*share) - MARGIN / 20.0).abs() < 1e-6;
         assert!(shares.as_flattened().iter().all(is_one_bucket), "{shares:?}");
+    }
+
+    #[test]
+    fn what_a_trial_of_few_queries_errs_by_is_made_up_for() {
+        // Of each query all neighbours are found at once, by one to a hundred probes.
+        let queries = |count: u64| -> Vec<Vec<u64>> {
+            (0..count).map(|nth| vec![1 + nth * 100 / count; 10]).collect()
+        };
+        let probes = |queries: &[Vec<u64>], recall: usize| {
+            f64::from(shares(queries, 10, 1000)[recall]) * 1000.0 / MARGIN
+        };
+        let (many, few) = (queries(10_000), queries(100));
+        for (nth, recall) in RECALLS.iter().enumerate() {
+            let (many, few) = (probes(&many, nth), probes(&few, nth));
+            assert!(many >= recall * 100.0 - 1.0 && many <= recall * 100.0 + 2.0, "{many}");
+            assert!(few >= many, "{few}");
+        }
+        assert!(probes(&few, 0) > 53.0 && probes(&few, 2) > 92.0);
+        assert!(probes(&few, 3) <= 98.0);
+        assert_eq!(shares(&[], 10, 1000), [1.0; 8]);
+        assert!(shares(&few, 10, 1000).is_sorted());
     }
 
     #[test]
