@@ -14,6 +14,8 @@ use super::format::{
 };
 use super::proofs::{Part, Proofs};
 use super::{mapping, ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
+use crate::cluster::NO_BUCKET;
+use crate::courtesy;
 use crate::quant::Factors;
 use crate::simd::{self, SignRows};
 
@@ -254,6 +256,26 @@ impl Arena {
             stride: self.shape.stride,
             signs,
         })
+    }
+
+    /// The second bucket of each row, in which its sign code stands besides its own;
+    /// [`NO_BUCKET`] where it stands in none.
+    ///
+    /// # Errors
+    /// [`ArenaError::Damaged`] when some bucket is not what was written.
+    pub fn second_buckets(&self) -> Result<Vec<u32>, ArenaError> {
+        let rows = usize::try_from(self.identity.rows).map_err(|_| OUTSIDE)?;
+        let mut second = vec![NO_BUCKET; rows];
+        for (index, of) in self.buckets().iter().enumerate() {
+            courtesy::give_way();
+            for spilled in self.bucket(index)?.signs.map_or(&[][..], |signs| signs.spilled) {
+                let own = self.buckets().get(spilled.entry as usize).ok_or(OUTSIDE)?;
+                let row = own.first_row.saturating_add(u64::from(spilled.place));
+                let row = usize::try_from(row).ok().and_then(|row| second.get_mut(row));
+                *row.ok_or(OUTSIDE)? = of.bucket;
+            }
+        }
+        Ok(second)
     }
 
     /// Asks the processor for the first codes of the bucket at this index. A hint.

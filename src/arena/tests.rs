@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::format::{Footer, Header, RowShape, FOOTER_BYTES, TABLE, VERSION};
 use super::*;
+use crate::cluster::NO_BUCKET;
 use crate::metric::Metric;
 use crate::quant::{self, sign, Factors};
 
@@ -141,6 +142,30 @@ fn what_is_written_is_read() {
         assert_eq!(memory.bytes(), opened.bytes());
         assert_eq!(memory.bytes(), fs::read(name().path(dir.path())).unwrap());
     }
+}
+
+#[test]
+fn second_buckets_are_those_that_rows_were_spilled_into() {
+    let shapes = [(3, 100), (9, 100), (20, 100)];
+    let mut writer = Writer::in_memory(layout(64, &shapes).unwrap()).unwrap();
+    let mut expected = vec![NO_BUCKET; 300];
+    for (nth, (bucket, rows)) in shapes.into_iter().enumerate() {
+        let mut encoded = encoded(rows, spilled(rows, 64), 64);
+        let other = (nth + 1) % shapes.len();
+        for (spilled, place) in encoded.spilled.iter_mut().zip((0..).step_by(3)) {
+            *spilled = SpilledRow { entry: other as u32, place };
+            expected[other * 100 + place as usize] = bucket;
+        }
+        writer.push_bucket(&encoded).unwrap();
+    }
+    assert_eq!(writer.finish().unwrap().second_buckets().unwrap(), expected);
+    assert!(expected.iter().filter(|second| **second != NO_BUCKET).count() == 24);
+    // Entries that there are not.
+    let astray = fill(Writer::in_memory(layout(64, &shapes).unwrap()).unwrap(), 64, &shapes);
+    assert!(astray.second_buckets().is_err());
+    let (dim, shapes) = SMALL;
+    let unsigned = fill(Writer::in_memory(layout(dim, shapes).unwrap()).unwrap(), dim, shapes);
+    assert_eq!(unsigned.second_buckets().unwrap(), [NO_BUCKET; 8]);
 }
 
 #[test]

@@ -4,14 +4,15 @@ use super::background::{self, pace, pace::breathe};
 use super::crew::Crew;
 use super::lock::JobLock;
 use super::progress::Progress;
+use super::rebuild::open_arena;
 use super::rows::RowStore;
-use super::segment_builder::{Assigned, SegmentBuilder};
+use super::segment_builder::{Assigned, SegmentBuilder, Sorter};
 use super::sweep::sweep;
 use super::tiers::{due, overdue, untidy};
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap, Segment, Space,
+    publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap, Segment, Space, Tid,
     TidReader, VectorReader, View,
 };
 use pgrx::pg_sys;
@@ -245,6 +246,12 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     log_blocks.push(end.block);
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
     let Manifest { router: old_router, segments } = manifest;
+    if let Some(stored) = old_router.as_ref().filter(|_| merged.contains(&true) && !retrain) {
+        sorter = match sorter {
+            None => Some(builder.sorter(stored)?),
+            known => known,
+        };
+    }
     let mut kept = Vec::new();
     let router_buckets = old_router.as_ref().map_or(0, |router| router.buckets);
     for (segment, merge) in segments.into_iter().zip(merged) {
@@ -252,9 +259,12 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
             kept.push(segment);
             continue;
         }
-        read_rows(index, dims, &segment, router_buckets, |tid, vector, bucket| {
+        let sorter = sorter.as_ref().filter(|_| !retrain);
+        let second = sorter.and_then(|sorter| second_buckets(&builder, sorter, &segment));
+        read_rows(index, dims, &segment, router_buckets, |row, tid, vector, bucket| {
             store.push(tid, vector);
             assigned.buckets.push(bucket);
+            assigned.second.push(second.as_ref().and_then(|second| second.get(row).copied()));
         })?;
         flushed.merged += 1;
         flushed.merged_rows += segment.live;
@@ -329,13 +339,26 @@ pub fn commit(
     Ok(())
 }
 
-/// Calls `row` with the live rows of a segment and their buckets.
+/// The second bucket of each row of a segment that is sorted by the router in use, if its arena
+/// tells: they are the same whatever segment the row is in.
+fn second_buckets(
+    builder: &SegmentBuilder<'_>,
+    sorter: &Sorter,
+    segment: &Segment,
+) -> Option<Vec<u32>> {
+    let SegmentBuilder { index, metric, dims, .. } = *builder;
+    let arena = open_arena(index, metric, dims, sorter.routing(), segment)?;
+    // One that is damaged in part is made again by who searches it.
+    arena.second_buckets().ok()
+}
+
+/// Calls `row` with the numbers of the live rows of a segment, these and their buckets.
 fn read_rows(
     index: Index,
     dims: usize,
     segment: &Segment,
     router_buckets: u32,
-    mut row: impl FnMut(crate::page::Tid, &[f32], u32),
+    mut row: impl FnMut(usize, Tid, &[f32], u32),
 ) -> Read<()> {
     let shapes = segment.read_buckets(index, router_buckets)?;
     let mut buckets =
@@ -349,11 +372,11 @@ fn read_rows(
         let tids = tids.page(page)?;
         block.clear();
         vectors.rows(u64::from(page) * TIDS_PER_PAGE as u64, tids.len(), &mut block)?;
-        for ((tid, vector), bucket) in
-            tids.into_iter().zip(block.chunks_exact(dims)).zip(&mut buckets)
-        {
+        let first = page as usize * TIDS_PER_PAGE;
+        let rows = tids.into_iter().zip(block.chunks_exact(dims)).zip(&mut buckets);
+        for (((tid, vector), bucket), number) in rows.zip(first..) {
             if tid.is_valid() {
-                row(tid, vector, bucket);
+                row(number, tid, vector, bucket);
             }
         }
     }

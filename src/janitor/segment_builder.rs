@@ -50,12 +50,20 @@ pub struct Sorter {
 pub struct Assigned {
     /// The bucket of each row.
     pub buckets: Vec<u32>,
-    /// The second bucket of each of the first rows; of the others it is not known yet.
-    pub second: Vec<u32>,
+    /// The second bucket of each row, [`NO_BUCKET`] where there is none; of some it is not known
+    /// yet, as it is not of those behind the last.
+    pub second: Vec<Option<u32>>,
     /// Rows that have just been assigned and are unlike those the router was trained on.
     pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
     radii: Vec<f32>,
+}
+
+impl Sorter {
+    /// The router, as searches see it.
+    pub fn routing(&self) -> &RoutingArena {
+        &self.routing
+    }
 }
 
 impl SegmentBuilder<'_> {
@@ -81,7 +89,8 @@ impl SegmentBuilder<'_> {
         let routing = routing::make(self.index, self.crew, column.id, &router);
         let calibration = {
             let (routing, Assigned { buckets, second, .. }) = (&routing, &assigned);
-            self.crew.run(|stop| trial.finish(routing, buckets, second, stop))
+            let second: Vec<u32> = second.iter().map(|known| known.unwrap_or(NO_BUCKET)).collect();
+            self.crew.run(|stop| trial.finish(routing, buckets, &second, stop))
         };
         let stored = RouterRef {
             buckets: count as u32,
@@ -165,7 +174,7 @@ impl SegmentBuilder<'_> {
             });
             // A stopped job has already ended the statement.
             let (found, others, distances) = found.unwrap_or_default();
-            second.extend(others);
+            second.extend(others.into_iter().map(Some));
             for (&bucket, distance) in found.iter().zip(distances) {
                 squares[bucket as usize] += f64::from(distance);
                 counts[bucket as usize] += 1;
@@ -259,23 +268,32 @@ impl SegmentBuilder<'_> {
     /// where rows have none.
     fn second_buckets(&self, router: &Router, vectors: &[f32], assigned: &Assigned) -> Vec<u32> {
         let (metric, dims) = (self.metric, self.dims);
-        let mut second = assigned.second.clone();
         if !sign::are_used(metric, dims) {
-            return second;
+            return Vec::new();
         }
+        let rows = assigned.buckets.len();
+        let known = |row: usize| assigned.second.get(row).copied().flatten();
         let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1);
-        while second.len() < assigned.buckets.len() {
+        let mut second = Vec::with_capacity(rows);
+        while second.len() < rows {
+            let first = second.len();
+            second.extend((first..rows).map_while(known));
+            let start = second.len();
+            let unknown = (start..rows).take(step).take_while(|row| known(*row).is_none());
+            let run = start..start + unknown.count();
+            if run.is_empty() {
+                continue;
+            }
             breathe();
-            let rows = second.len()..assigned.buckets.len().min(second.len() + step);
-            let (vectors, first) =
-                (&vectors[rows.start * dims..rows.end * dims], &assigned.buckets[rows]);
+            let (vectors, buckets) =
+                (&vectors[run.start * dims..run.end * dims], &assigned.buckets[run]);
             let found = self.crew.run(|stop| {
-                let mut found = vec![0; first.len()];
-                router.spill(&as_compared(metric, dims, vectors), first, &mut found, stop)?;
+                let mut found = vec![0; buckets.len()];
+                router.spill(&as_compared(metric, dims, vectors), buckets, &mut found, stop)?;
                 Ok::<_, Stopped>(found)
             });
             // A stopped job has already ended the statement.
-            second.extend(found.unwrap_or_else(|Stopped| vec![NO_BUCKET; first.len()]));
+            second.extend(found.unwrap_or_else(|Stopped| vec![NO_BUCKET; buckets.len()]));
         }
         second
     }
