@@ -207,6 +207,18 @@ impl Area {
         self.words.get(start..start.checked_add(CHUNK_WORDS)?)
     }
 
+    /// Makes all words of a chunk zero, as [`Region`](crate::graph::Region) has it.
+    ///
+    /// # Safety
+    /// The chunk is the caller's, and in no table: nobody else looks at its words.
+    pub unsafe fn clear_chunk(&self, number: u32) -> Option<()> {
+        let words = self.chunk(number)?;
+        // SAFETY: atomic words may be written through a shared reference, and nobody else uses
+        // these. One by one, as atomic stores are, it would take several times as long.
+        unsafe { words.as_ptr().cast_mut().write_bytes(0, words.len()) };
+        Some(())
+    }
+
     /// The lock for giving slots to indexes.
     pub fn pool_lock(&self) -> Lock {
         self.lock(0)

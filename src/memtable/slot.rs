@@ -329,9 +329,8 @@ impl Held {
         let chunk = self.free_chunk(generation).or_else(|| {
             evict(self.area, Some(self.number)).then(|| self.free_chunk(generation))?
         })?;
-        for word in self.area.chunk(chunk)? {
-            word.store(0, Ordering::Relaxed);
-        }
+        // SAFETY: the chunk has just been taken, and is put into a table by the caller.
+        unsafe { self.area.clear_chunk(chunk) }?;
         Some(chunk)
     }
 
