@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const RECALLS: [f64; 8] = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999];
 
 /// Neighbours looked for, for each query: the few nearest, and all.
-const FEW: usize = 10;
+pub const FEW: usize = 10;
 const MANY: usize = 100;
 
 /// Queries that a task compares with the same rows while these are in its core's cache, and the

@@ -1,6 +1,6 @@
 //! Which buckets, in which order, and how many.
 
-use super::calibration::{growth_to, Calibration};
+use super::calibration::{growth_to, Calibration, FEW};
 use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::product_reach;
 use crate::metric::Metric;
@@ -255,15 +255,24 @@ impl Effort {
         Effort { few: buckets as f64 * share, growth, exact: false }
     }
 
-    /// The effort of probing so many buckets, whatever is asked for.
+    /// The effort of probing so many buckets for the ten nearest rows, and for more rows no more
+    /// than these are.
     pub fn of(buckets: u64) -> Effort {
         Effort { few: buckets as f64, growth: 1.0, exact: false }
     }
 
     /// Buckets to probe for the `rows` nearest rows: more than there are say that it takes all.
+    ///
+    /// They are as many as rows at least, beyond ten. To deliver a row takes longer than to probe a
+    /// bucket; and where many are delivered, a filter keeps few, whose order is the better.
     pub fn buckets(&self, rows: u64) -> u64 {
         // What is not a number, nothing times more than anything, becomes one.
-        (self.few * growth_to(rows, self.growth)).ceil().max(1.0) as u64
+        let calibrated = (self.few * growth_to(rows, self.growth)).ceil().max(1.0) as u64;
+        if rows <= FEW as u64 {
+            calibrated
+        } else {
+            calibrated.max(rows)
+        }
     }
 
     /// Whether nothing may be missed.
@@ -415,8 +424,8 @@ mod tests {
     fn more_rows_are_more_effort() {
         let calibration = Calibration::from_shares([[0.01; 8], [0.02; 8]]).unwrap();
         let effort = Effort::new(0.95, 8_000, &calibration);
-        assert_eq!([1, 10, 100, 1000].map(|rows| effort.buckets(rows)), [80, 80, 160, 320]);
-        assert_eq!(Effort::of(7).buckets(1000), 7);
+        assert_eq!([1, 10, 100, 200].map(|rows| effort.buckets(rows)), [80, 80, 160, 200]);
+        assert_eq!([0, 10, 1000].map(|rows| Effort::of(7).buckets(rows)), [7, 7, 1000]);
         assert_eq!(Effort::new(1.0, 10, &calibration).buckets(1), u64::MAX);
         let sure = Calibration::from_shares([[0.0; 8], [0.5; 8]]).unwrap();
         let efforts = [0, 10, 11, 500].map(|rows| Effort::new(0.9, 100, &sure).buckets(rows));
