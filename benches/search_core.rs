@@ -172,7 +172,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
 impl Index {
     fn nearest(&self, query: &[f32], effort: Effort) -> Vec<u32> {
         let params =
-            Params { effort, order: Order::Off, max_rows: u64::MAX, expected: 16, first: 10 };
+            Params { effort, order: Order::Off, max_rows: u64::MAX, expected: 12, first: 10 };
         let mut search = Search::new(self.metric, query, Some(&self.routing), params);
         let mut rows = self;
         let mut found = Vec::with_capacity(K);

@@ -43,7 +43,7 @@ struct LiveSegment {
 /// What a scan is expected to be asked for at least, without and with some more to be sure, and at
 /// most.
 const FEWEST_WANTED: usize = 10;
-const FEWEST_EXPECTED: usize = 16;
+const FEWEST_EXPECTED: usize = 12;
 const MOST_EXPECTED: usize = 2_000;
 
 /// Indexes whose snapshots a backend keeps.
@@ -150,10 +150,11 @@ impl Snapshot {
         self.routing.as_deref()
     }
 
-    /// How many rows the next scan is likely to be asked for: about as many as the last one was.
+    /// How many rows the next scan is likely to be asked for: somewhat more than the last one was,
+    /// as those that codes take for the nearest are not quite in order.
     pub fn expected(&self) -> usize {
         let [last, _] = self.delivered.get();
-        (last + last / 2).clamp(FEWEST_EXPECTED, MOST_EXPECTED)
+        (last + last / 5).clamp(FEWEST_EXPECTED, MOST_EXPECTED)
     }
 
     /// How many rows the first buckets of the next scan are to be right for: what the last two scans

@@ -32,7 +32,7 @@ pub struct ProbeOrder {
 }
 
 /// Buckets in the first batch at least; each further one has four times as many.
-const FIRST: usize = 64;
+const FIRST: usize = 32;
 const GROWTH: usize = 4;
 
 /// Buckets scored exactly for each one that will be probed.

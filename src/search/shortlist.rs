@@ -15,7 +15,7 @@ use rustc_hash::{FxHashMap, FxHashSet};
 use std::cell::RefCell;
 
 /// Rows estimated from int8 codes first, for each row that is expected to be wanted.
-const FIRST_ESTIMATED: usize = 4;
+const FIRST_ESTIMATED: usize = 2;
 
 /// By how much the number of expected rows grows when there were too few.
 const GROWTH: usize = 4;
