@@ -9,6 +9,7 @@ use super::rows::RowStore;
 use super::segment_builder::{Assigned, SegmentBuilder, Sorter};
 use super::sweep::sweep;
 use super::tiers::{due, overdue, untidy};
+use crate::cluster::NO_BUCKET;
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
@@ -347,9 +348,12 @@ fn second_buckets(
     segment: &Segment,
 ) -> Option<Vec<u32>> {
     let SegmentBuilder { index, metric, dims, .. } = *builder;
-    let arena = open_arena(index, metric, dims, sorter.routing(), segment)?;
+    let routing = sorter.routing();
+    let arena = open_arena(index, metric, dims, routing, segment)?;
     // One that is damaged in part is made again by who searches it.
-    arena.second_buckets().ok()
+    let second = arena.second_buckets().ok()?;
+    let is_known = |bucket: &u32| *bucket == NO_BUCKET || (*bucket as usize) < routing.len();
+    second.iter().all(is_known).then_some(second)
 }
 
 /// Calls `row` with the numbers of the live rows of a segment, these and their buckets.
