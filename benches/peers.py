@@ -3,8 +3,8 @@
 
     python3 -m venv target/peers
     target/peers/bin/pip install numpy hnswlib faiss-cpu scalable-vs h5py
-    target/peers/bin/python benches/peers.py --data ../shared/data sift200k
-    cargo bench-sql --data ../shared/data sift200k --with target/bench-sql/sift200k.peers.json
+    target/peers/bin/python benches/peers.py --data DIR sift200k
+    cargo bench-sql --data DIR sift200k --with target/bench-sql/sift200k.peers.json
 
 h5py is needed for HDF5 files only. All queries go to a library in one call, which spares it what
 Python costs a call; --single asks one by one instead. Building uses all cores, searching one.
