@@ -6,9 +6,9 @@
 
 use super::log_rows::LogRows;
 use super::options;
-use super::snapshot::{Snapshot, SnapshotRows};
+use super::snapshot::{Snapshot, SnapshotRows, FEWEST_WANTED};
 use crate::page::{read_log, Fault, Identity, Index, OrRaise, Read, Tid, View};
-use crate::search::{Effort, Params, Search, Source};
+use crate::search::{Effort, Order, Params, Search, Source};
 use crate::vector::{Detoasted, VectorError};
 use pgrx::{pg_guard, pg_sys, PgMemoryContexts, PgSqlErrorCode};
 use std::collections::HashSet;
@@ -217,12 +217,15 @@ impl Ordered {
                 Snapshot::of(index, &view)?
             };
             let buckets = snapshot.routing().map_or(0, |routing| routing.len());
+            let (order, max_rows) = (options::order(), options::max_scan_tuples());
+            // Where a scan that is told to stop does so is not for the scans before it to say.
+            let is_bounded = order == Order::Off || max_rows < u64::MAX;
             let params = Params {
                 effort: Effort::new(recall, buckets, snapshot.calibration()),
-                order: options::order(),
-                max_rows: options::max_scan_tuples(),
+                order,
+                max_rows,
                 expected: snapshot.expected(),
-                first: snapshot.wanted(),
+                first: if is_bounded { FEWEST_WANTED } else { snapshot.wanted() },
             };
             let mut search = Search::new(view.metric, &query, snapshot.routing(), params);
             let rows = SnapshotRows::new(index, snapshot.clone());

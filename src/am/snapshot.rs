@@ -42,7 +42,7 @@ struct LiveSegment {
 
 /// What a scan is expected to be asked for at least, without and with some more to be sure, and at
 /// most.
-const FEWEST_WANTED: usize = 10;
+pub const FEWEST_WANTED: u64 = 10;
 const FEWEST_EXPECTED: usize = 12;
 const MOST_EXPECTED: usize = 2_000;
 
@@ -161,7 +161,7 @@ impl Snapshot {
     /// delivered both. Where they differ, one that turns out to want more widens its search.
     pub fn wanted(&self) -> u64 {
         let [last, before] = self.delivered.get();
-        last.min(before).clamp(FEWEST_WANTED, MOST_EXPECTED) as u64
+        (last.min(before).min(MOST_EXPECTED) as u64).max(FEWEST_WANTED)
     }
 
     /// Takes note of how many rows a scan has delivered.
