@@ -329,7 +329,7 @@ impl Held {
         let chunk = self.free_chunk(generation).or_else(|| {
             evict(self.area, Some(self.number)).then(|| self.free_chunk(generation))?
         })?;
-        // SAFETY: the chunk has just been taken, and is put into a table by the caller.
+        // SAFETY: the chunk has just been taken: it is in no table until the caller puts it there.
         unsafe { self.area.clear_chunk(chunk) }?;
         Some(chunk)
     }

@@ -255,8 +255,8 @@ impl Effort {
         Effort { few: buckets as f64 * share, growth, exact: false }
     }
 
-    /// The effort of probing so many buckets for the ten nearest rows, and for more rows no more
-    /// than these are.
+    /// The effort of probing so many buckets for any number of rows, but not fewer than rows beyond
+    /// ten.
     pub fn of(buckets: u64) -> Effort {
         Effort { few: buckets as f64, growth: 1.0, exact: false }
     }

@@ -88,6 +88,19 @@ fn nearest(
     Ok((answers, queries.len() as f64 / started.elapsed().as_secs_f64()))
 }
 
+/// What [`nearest`] gives without an index.
+fn truth(
+    client: &mut Client,
+    distance: Distance,
+    queries: &[Vec<f32>],
+    asked: Asked,
+) -> Result<(Vec<Vec<Found>>, f64)> {
+    client.batch_execute("SET enable_indexscan = off")?;
+    let truth = nearest(client, distance, queries, false, asked)?;
+    client.batch_execute("RESET enable_indexscan")?;
+    Ok(truth)
+}
+
 /// The share of rows that are no farther than the last of the truth: of rows equally far, any will
 /// do.
 fn recall_of_distances(found: &[Vec<Found>], truth: &[Vec<Found>]) -> f64 {
@@ -125,9 +138,7 @@ fn measure_asked(
     what: &str,
     asked: Asked,
 ) -> Result<()> {
-    client.batch_execute("SET enable_indexscan = off")?;
-    let (truth, sequential) = nearest(client, distance, queries, false, asked)?;
-    client.batch_execute("RESET enable_indexscan")?;
+    let (truth, sequential) = truth(client, distance, queries, asked)?;
     let (found, indexed) = nearest(client, distance, queries, true, asked)?;
     let recall = recall_of_distances(&found, &truth);
     println!(
@@ -228,9 +239,7 @@ fn on_any_number_of_rows_and_on_those_a_filter_leaves() -> Result<()> {
             nearest(&mut client, distance, query, true, TEN)?;
             found.extend(nearest(&mut client, distance, query, true, many)?.0);
         }
-        client.batch_execute("SET enable_indexscan = off")?;
-        let (truth, _) = nearest(&mut client, distance, queries, false, many)?;
-        client.batch_execute("RESET enable_indexscan")?;
+        let (truth, _) = truth(&mut client, distance, queries, many)?;
         let recall = recall_of_distances(&found, &truth);
         println!("words, {}, now ten, now a hundred: recall@100 {recall:.4}", distance.class);
         ensure!(recall >= 0.95, "{}: recall@100 {recall} after ten", distance.class);
