@@ -14,7 +14,7 @@ use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
     publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap, Segment, Space, Tid,
-    TidReader, VectorReader, View,
+    TidReader, VectorReader, View, LOG_PAGES_ASIDE,
 };
 use pgrx::pg_sys;
 use std::fmt;
@@ -67,8 +67,6 @@ const FEWEST_STRANGERS: u64 = 32;
 const STRANGERS_IN_LOG: f64 = 0.1;
 /// Rows read from the log between two breaths.
 const BREATH_ROWS: u64 = 256;
-/// Pages kept aside for a log, between these bounds as many as it had.
-const LOG_RESERVE_PAGES: (u32, u32) = (16, 1024);
 
 /// Memory a job may use for rows, in bytes.
 pub fn job_memory() -> usize {
@@ -326,13 +324,12 @@ pub fn commit(
         .flat_map(|extent| extent.start..extent.start + extent.len)
         .collect();
     let root = manifest.write(index, &blocks);
-    let reserve_pages = flushed.as_ref().map(|end| {
-        let (least, most) = LOG_RESERVE_PAGES;
-        end.pages_passed.clamp(least, most)
-    });
-    let spare = space.spare(reserve_pages.unwrap_or(0));
+    let spare = flushed
+        .as_ref()
+        .map_or(0, |end| end.pages_passed.clamp(*LOG_PAGES_ASIDE.start(), *LOG_PAGES_ASIDE.end()));
+    let spare = space.spare(spare);
     let head = flushed.as_ref().map(LogEnd::start);
-    publish(index, &Flip { manifest: root, flushed, spare, reserve_pages })?;
+    publish(index, &Flip { manifest: root, flushed, spare })?;
     if let Some(head) = head {
         memtable::trim(index, head);
     }

@@ -13,6 +13,7 @@ use crate::metric::Metric;
 use bytemuck::Zeroable;
 use pgrx::pg_sys;
 use std::mem::size_of;
+use std::ops::RangeInclusive;
 
 /// Components a vector has at most.
 const MAX_DIMS: u32 = 16_000;
@@ -171,11 +172,17 @@ pub struct Flip {
     pub manifest: ManifestRef,
     /// Where the log was read to, if its rows up to there are in the new manifest's segments.
     pub flushed: Option<LogEnd>,
-    /// Runs that are free once the flip is done, for the log to grow into.
+    /// Runs that are free once the flip is done, for the log to grow into: as many pages as were
+    /// read of it, [`LOG_PAGES_ASIDE`] at least.
     pub spare: Vec<Extent>,
-    /// Pages to set aside for the log; what there is beyond that is given back.
-    pub reserve_pages: Option<u32>,
 }
+
+/// Pages set aside for a log when it is flushed.
+///
+/// Those it has given back are set aside again, whatever number it had this time: a log that was
+/// long once will be so again, and cannot grow into what is free for segments. So the relation
+/// has room for the longest log and the most segments there were, and grows no further.
+pub const LOG_PAGES_ASIDE: RangeInclusive<u32> = 16..=1024;
 
 /// Commits a new manifest. The caller holds the job lock.
 pub fn publish(index: Index, flip: &Flip) -> Read<()> {
@@ -189,9 +196,7 @@ pub fn publish(index: Index, flip: &Flip) -> Read<()> {
         meta.log_head_seq = end.seq;
         meta.log_head_block = end.block;
         meta.log_pages = meta.log_pages.saturating_sub(end.pages_passed).max(1);
-    }
-    if let Some(pages) = flip.reserve_pages {
-        refill(&mut meta.log_reserve, &flip.spare, pages);
+        refill(&mut meta.log_reserve, &flip.spare, end.pages_passed);
     }
     let change = Change::begin(index);
     write(&mut change.edit(&page), &meta);
@@ -210,17 +215,19 @@ pub fn count_kill(index: Index) -> Read<()> {
     Ok(())
 }
 
-/// Keeps the longest runs of what is left and what is spare, `pages` pages of them.
-fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], pages: u32) {
+/// Adds `returned` pages of what is spare to what is left, keeping the longest runs.
+fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], returned: u32) {
+    let left = reserve.iter().fold(0u32, |sum, extent| sum.saturating_add(extent.len));
     let mut runs: Vec<Extent> =
         reserve.iter().chain(spare).copied().filter(|extent| extent.len > 0).collect();
     runs.sort_by_key(|extent| std::cmp::Reverse(extent.len));
-    let mut left = pages;
-    for run in &mut runs {
-        run.len = run.len.min(left);
-        left -= run.len;
-    }
     runs.resize(LOG_RESERVE, Extent::zeroed());
+    let (least, most) = LOG_PAGES_ASIDE.into_inner();
+    let mut pages = left.saturating_add(returned).clamp(least, most);
+    for run in &mut runs {
+        run.len = run.len.min(pages);
+        pages -= run.len;
+    }
     reserve.copy_from_slice(&runs);
 }
 
@@ -228,14 +235,32 @@ fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], pages: u32) {
 mod tests {
     use super::*;
 
+    fn extent(start: u32, len: u32) -> Extent {
+        Extent { start, len }
+    }
+
+    fn pages(reserve: &[Extent]) -> u32 {
+        reserve.iter().map(|run| run.len).sum()
+    }
+
     #[test]
-    fn the_reserve_keeps_its_longest_runs_and_no_more_pages_than_it_is_to_have() {
-        let extent = |start, len| Extent { start, len };
+    fn the_reserve_keeps_its_longest_runs_and_as_many_pages_as_the_log_had() {
         let mut reserve = [Extent::zeroed(); LOG_RESERVE];
         reserve[3] = extent(10, 4);
-        refill(&mut reserve, &[extent(100, 2), extent(200, 50)], 52);
+        refill(&mut reserve, &[extent(100, 2), extent(200, 50)], 48);
         assert_eq!(reserve[..3], [extent(200, 50), extent(10, 2), extent(100, 0)]);
-        refill(&mut reserve, &[], 8);
-        assert_eq!(reserve.iter().map(|run| run.len).sum::<u32>(), 8);
+        // A short log after it does not give up what the long one needed.
+        reserve[0].len -= 3;
+        refill(&mut reserve, &[extent(300, 16)], 3);
+        assert_eq!(pages(&reserve), 52);
+    }
+
+    #[test]
+    fn the_reserve_has_its_bounds() {
+        let mut reserve = [Extent::zeroed(); LOG_RESERVE];
+        refill(&mut reserve, &[extent(100, 40)], 1);
+        assert_eq!(pages(&reserve), *LOG_PAGES_ASIDE.start());
+        refill(&mut reserve, &[extent(1000, 5000)], 5000);
+        assert_eq!(pages(&reserve), *LOG_PAGES_ASIDE.end());
     }
 }

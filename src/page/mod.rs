@@ -40,7 +40,7 @@ pub use log::{
     Hint, LogEnd, LogStart,
 };
 pub use manifest::{Manifest, RouterRef};
-pub use meta::{create, publish, Flip, View};
+pub use meta::{create, publish, Flip, View, LOG_PAGES_ASIDE};
 pub use relation::Index;
 pub use segment::{BucketShape, RowMap, Segment, TidReader, VectorReader};
 pub use space::Space;
