@@ -19,8 +19,8 @@ const TAIL_BYTES: usize = 2 << 20;
 /// Bytes from which on the janitor links what is searched. A log is flushed when it has half as
 /// many: if flushes keep up, nothing is linked in vain.
 const SEARCHED_TAIL_BYTES: usize = 16 << 20;
-/// Bytes from which on inserts link too, since nobody else keeps up. They are slowed for the sake
-/// of the janitor first.
+/// Bytes from which on inserts link too what is searched, since nobody else keeps up. They are
+/// slowed for the sake of the janitor first.
 const LONG_TAIL_BYTES: usize = 64 << 20;
 /// Components of the vectors linked in one step, about: a step holds off interrupts.
 const STEP_COMPONENTS: u32 = 2048;
@@ -113,7 +113,8 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
     if !held.make_room(slot.active(), generation, row) {
         return Place::Done;
     }
-    let coded = || match slot.was_searched_lately() && is_behind(&graph, CODED_BLOCK) {
+    let is_searched = slot.was_searched_lately();
+    let coded = || match is_searched && is_behind(&graph, CODED_BLOCK) {
         true => graph.encode(INSERTERS_BLOCKS),
         false => Ok(()),
     };
@@ -121,7 +122,7 @@ fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
         Ok(()) if graph.len() > row => {
             slot.set_last_block(at.block);
             let tail = (graph.len() - graph.linked()) as usize;
-            if tail > LONG_TAIL_BYTES / size_of_val(vector) {
+            if is_searched && tail > LONG_TAIL_BYTES / size_of_val(vector) {
                 Place::LongTail
             } else if tail == SEARCHED_TAIL_BYTES / size_of_val(vector) + 1 {
                 Place::NewTail
