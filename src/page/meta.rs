@@ -182,7 +182,7 @@ pub struct Flip {
 /// Those it has given back are set aside again, whatever number it had this time: a log that was
 /// long once will be so again, and cannot grow into what is free for segments. So the relation
 /// has room for the longest log and the most segments there were, and grows no further.
-pub const LOG_PAGES_ASIDE: RangeInclusive<u32> = 16..=1024;
+pub const LOG_PAGES_ASIDE: RangeInclusive<u32> = 16..=4096;
 
 /// Commits a new manifest. The caller holds the job lock.
 pub fn publish(index: Index, flip: &Flip) -> Read<()> {
