@@ -13,11 +13,17 @@ use super::format::{block, Footer, ALIGN};
 use super::mapping::anonymous;
 use super::proofs::Proofs;
 use super::{Arena, ArenaError, ArenaName, EncodedBucket, Layout};
+use crate::courtesy;
 
 /// A huge page. What is written to the file as a whole at a multiple of it, the system can keep,
 /// and map, as one: a search touches memory all over the arena, and each page it touches is to be
 /// found in tables first.
 const HUGE_PAGE: usize = 2 << 20;
+/// An arena that is shorter has few pages anyway. It is written in small pieces: the system finishes
+/// what it has begun to write, which is milliseconds for a huge page, before anybody else is let on
+/// the core.
+const SHORT: u64 = 8 * HUGE_PAGE as u64;
+const PIECE: usize = 64 << 10;
 const ZEROES: [u8; ALIGN as usize] = [0; ALIGN as usize];
 
 /// An arena being written. Dropped before [`Writer::finish`] it leaves nothing behind.
@@ -31,30 +37,33 @@ pub struct Writer {
 
 #[derive(Debug)]
 enum Sink {
-    File { file: HugePages, temporary: Temporary, dir: PathBuf, name: ArenaName },
+    File { file: Pieces, temporary: Temporary, dir: PathBuf, name: ArenaName },
     Memory { map: MmapMut, at: usize },
 }
 
-/// Writes a file from its begin, a huge page at a time.
+/// Writes a file from its begin, in pieces of one length.
 #[derive(Debug)]
-struct HugePages {
+struct Pieces {
     file: File,
     /// Bytes in the file.
     written: u64,
-    page: Vec<u8>,
+    length: usize,
+    piece: Vec<u8>,
 }
 
-impl HugePages {
-    fn new(file: File) -> HugePages {
-        HugePages { file, written: 0, page: Vec::with_capacity(HUGE_PAGE) }
+impl Pieces {
+    /// For a file of `total` bytes.
+    fn new(file: File, total: u64) -> Pieces {
+        let length = if total < SHORT { PIECE } else { HUGE_PAGE };
+        Pieces { file, written: 0, length, piece: Vec::with_capacity(length) }
     }
 
     fn write(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(HUGE_PAGE - self.page.len()));
-            self.page.extend_from_slice(now);
+            let (now, later) = bytes.split_at(bytes.len().min(self.length - self.piece.len()));
+            self.piece.extend_from_slice(now);
             bytes = later;
-            if self.page.len() == HUGE_PAGE {
+            if self.piece.len() == self.length {
                 self.flush()?;
             }
         }
@@ -62,9 +71,10 @@ impl HugePages {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        self.file.write_all_at(&self.page, self.written)?;
-        self.written += self.page.len() as u64;
-        self.page.clear();
+        courtesy::give_way();
+        self.file.write_all_at(&self.piece, self.written)?;
+        self.written += self.piece.len() as u64;
+        self.piece.clear();
         Ok(())
     }
 }
@@ -91,7 +101,7 @@ impl Writer {
     /// [`ArenaError::Io`].
     pub fn create(dir: &Path, name: &ArenaName, layout: Layout) -> Result<Writer, ArenaError> {
         let (file, temporary) = Temporary::create(dir, name)?;
-        let mut file = HugePages::new(file);
+        let mut file = Pieces::new(file, layout.length);
         // Header and table hold checksums of what follows: they come last.
         let head = usize::try_from(layout.data).map_err(|_| ArenaError::Layout("too large"))?;
         file.write(&vec![0; head])?;
@@ -205,8 +215,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let bytes: Vec<u8> = (0..2 * HUGE_PAGE + 12_345).map(|at| (at * at / 7) as u8).collect();
-        for piece in [1 << 20, HUGE_PAGE, 3 * HUGE_PAGE, 77_777] {
-            let mut file = HugePages::new(File::create(&path).unwrap());
+        let cases = [1 << 20, HUGE_PAGE, 3 * HUGE_PAGE, 77_777].map(|piece| (piece, SHORT));
+        for (piece, total) in cases.into_iter().chain([(77_777, 0), (1 << 20, SHORT - 1)]) {
+            let mut file = Pieces::new(File::create(&path).unwrap(), total);
             bytes.chunks(piece).for_each(|piece| file.write(piece).unwrap());
             file.flush().unwrap();
             assert!(std::fs::read(&path).unwrap() == bytes, "pieces of {piece}");

@@ -2,6 +2,7 @@
 
 use super::assign::{PackedCentroids, Workspace};
 use super::{check, Stopped};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::quant::Projection;
 use crate::simd::{TILE_COLS, TILE_ROWS};
@@ -48,7 +49,10 @@ impl VectorSpace {
         rows.par_chunks(projection.dim())
             .zip(out.par_chunks_mut(components))
             .with_min_len(TASK)
-            .for_each(|(row, out)| projection.project(&[], row, out));
+            .for_each(|(row, out)| {
+                courtesy::give_way();
+                projection.project(&[], row, out);
+            });
         Ok(Cow::Owned(out))
     }
 }
@@ -73,7 +77,10 @@ pub fn project_rows(
     let directions = &basis[..components * dim];
     let mut out = vec![0.0; rows.len() / dim * components];
     products(rows, dim, directions, components, &mut out, stop)?;
-    out.par_chunks_mut(components).with_min_len(TASK).for_each(|row| projection.mix(row));
+    out.par_chunks_mut(components).with_min_len(TASK).for_each(|row| {
+        courtesy::give_way();
+        projection.mix(row);
+    });
     Ok(out)
 }
 
