@@ -21,16 +21,22 @@ const WATCH: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// How much less than sessions the janitor's processes weigh with the scheduler, as long as nobody
-/// waits for them.
+/// waits for them; and where searches do, on a core that sessions keep busy, a fourth of it is
+/// theirs: with more, these searches take longer than without the flush, with less flushes do not
+/// keep up.
 const NICENESS: libc::c_int = 10;
+const SEARCHED_NICENESS: libc::c_int = 5;
 
 /// How a thread of the janitor shares the processor with sessions.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
     /// As any session: somebody waits for the job.
     Foreground,
-    /// As any session, but for short turns: searches are the slower the longer the job takes.
+    /// As any session, but for short turns: soon writers will wait for the job.
     Brisk,
+    /// In short turns, and fewer: searches are the slower the longer the job takes, and while it
+    /// goes on.
+    Moderate,
     /// It takes what they leave.
     Patient,
 }
@@ -38,11 +44,19 @@ pub enum Manner {
 impl Manner {
     /// Begins to share the processor so, as a thread that has just been started.
     pub fn take_on(self) {
-        if self == Manner::Patient {
-            lower_priority();
+        if self.niceness() > 0 {
+            lower_priority(self.niceness());
         }
         if self != Manner::Foreground {
             courtesy::begin();
+        }
+    }
+
+    fn niceness(self) -> libc::c_int {
+        match self {
+            Manner::Foreground | Manner::Brisk => 0,
+            Manner::Moderate => SEARCHED_NICENESS,
+            Manner::Patient => NICENESS,
         }
     }
 }
@@ -55,12 +69,12 @@ pub fn step_back() {
 
 /// The calling thread weighs less with the scheduler, if threads have priorities of their own.
 /// Without privileges there is no way back.
-fn lower_priority() {
+fn lower_priority(niceness: libc::c_int) {
     // SAFETY: a plain call; 0 means the calling thread to Linux. If the priority cannot be lowered,
     // nothing is lost but politeness.
     #[cfg(target_os = "linux")]
     unsafe {
-        libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS);
+        libc::setpriority(libc::PRIO_PROCESS, 0, niceness);
     }
 }
 
@@ -94,8 +108,10 @@ struct Pace {
     hurries: bool,
     /// It takes so long that writers may have to wait for what comes after it.
     is_long: bool,
-    /// Searches wait for it, or soon writers will.
-    is_brisk: bool,
+    /// Soon writers will wait for it.
+    is_urgent: bool,
+    /// Searches are the slower for what it has not done yet.
+    is_searched: bool,
     /// The index whose log it flushes.
     flushed: Option<Index>,
     /// The job is not worth keeping others from flushing this index.
@@ -127,7 +143,8 @@ pub unsafe fn start(relation: pg_sys::Relation, mode: pg_sys::LOCKMODE) -> Paced
         job: None,
         hurries: false,
         is_long: false,
-        is_brisk: false,
+        is_urgent: false,
+        is_searched: false,
         flushed: None,
         gives_way: None,
         worked_since: now,
@@ -156,7 +173,8 @@ impl Drop for Paced {
 pub fn set_job(job: Option<&JobLock>) {
     if let Some(pace) = PACE.get() {
         let job = job.map(JobLock::tag);
-        let none = Pace { hurries: false, is_long: false, is_brisk: false, flushed: None, ..pace };
+        let (hurries, is_long, is_urgent, is_searched) = (false, false, false, false);
+        let none = Pace { hurries, is_long, is_urgent, is_searched, flushed: None, ..pace };
         PACE.set(Some(Pace { job, ..none }));
     }
 }
@@ -173,13 +191,14 @@ pub fn is_background() -> bool {
     PACE.get().is_some()
 }
 
-/// The background job flushes this index: it does so briskly where searches are the slower for the
-/// log's rows, as they are taken to be where the memtable knows nothing of the index, or where its
-/// log `is_long`.
+/// The background job flushes this index: briskly where its log `is_long`, moderately where
+/// searches are the slower for the log's rows, as they are taken to be where the memtable knows
+/// nothing of the index.
 pub fn set_flush(index: Index, is_long: bool) {
     if let Some(pace) = PACE.get() {
-        let is_brisk = is_long || memtable::is_searched(index);
-        PACE.set(Some(Pace { flushed: Some(index), is_brisk, ..pace }));
+        let is_searched = memtable::is_searched(index);
+        let is_urgent = is_long;
+        PACE.set(Some(Pace { flushed: Some(index), is_urgent, is_searched, ..pace }));
         weigh();
     }
 }
@@ -188,17 +207,15 @@ pub fn set_flush(index: Index, is_long: bool) {
 pub fn manner() -> Manner {
     match PACE.get() {
         None => Manner::Foreground,
-        Some(pace) if pace.is_brisk || pace.hurries => Manner::Brisk,
+        Some(pace) if pace.is_urgent || pace.hurries => Manner::Brisk,
+        Some(pace) if pace.is_searched => Manner::Moderate,
         Some(_) => Manner::Patient,
     }
 }
 
 /// This process's session weighs with the scheduler what its job asks for.
 pub fn weigh() {
-    weigh_less_by(match manner() {
-        Manner::Patient => NICENESS,
-        Manner::Foreground | Manner::Brisk => 0,
-    });
+    weigh_less_by(manner().niceness());
 }
 
 /// From now on the background job keeps the log from being flushed for long: it may take what cores
@@ -224,7 +241,7 @@ pub fn must_yield() -> bool {
     let Some(mut pace) = PACE.get() else { return false };
     if !pace.yields && pace.watched.elapsed() >= WATCH {
         pace.watched = Instant::now();
-        pace.is_brisk |= pace.flushed.is_some_and(memtable::is_searched);
+        pace.is_searched |= pace.flushed.is_some_and(memtable::is_searched);
         if let Some((relation, mode)) = pace.lock {
             // SAFETY: the relation is open and locked in this mode as long as the job runs, and the
             // lock is in the shared table; called on the process's own thread. What the last look
