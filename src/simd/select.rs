@@ -2,20 +2,32 @@
 
 use super::{kernels, LEAST_OF};
 
+/// Parts of the values whose minima are taken place by place.
+const SPREAD: usize = 4;
+
 /// A number not below the `count` lowest of `values`, and below most others: usually not many more
 /// than `count` values are up to it. Infinity when there are no more than `count`.
 ///
-/// It is the `count`-th lowest of the minima of short runs. So many runs have a value up to it, and
-/// the lowest values rarely share a run.
+/// It is the `count`-th lowest of the minima of small sets of them. So many sets have a value up to
+/// it, and the lowest values rarely share one: runs, or, where these would be too few, what is
+/// [`SPREAD`] parts of the values apart.
 pub fn threshold(values: &[f32], count: usize, scratch: &mut Vec<f32>) -> f32 {
     scratch.clear();
     if values.len() <= count {
         return f32::INFINITY;
     }
     let runs = values.len().div_ceil(LEAST_OF);
+    let part = values.len() / SPREAD;
     if runs >= 2 * count {
         scratch.resize(runs, 0.0);
         (kernels().least_of_runs)(values, scratch);
+    } else if part >= 2 * count {
+        let (first, others) = values.split_at(part);
+        scratch.extend_from_slice(first);
+        for other in others.chunks(part) {
+            // The last one may be short. A minimum with what is no number is the number.
+            scratch.iter_mut().zip(other).for_each(|(least, value)| *least = least.min(*value));
+        }
     } else {
         scratch.extend_from_slice(values);
     }
@@ -32,7 +44,7 @@ mod tests {
     fn the_lowest_are_up_to_the_threshold_and_not_many_others() {
         let mut rng = SmallRng::seed_from_u64(1);
         let mut scratch = Vec::new();
-        for len in [0, 1, 5, 100, 1000, 9000] {
+        for len in [0, 1, 5, 100, 1000, 1003, 9000] {
             for count in [1, 3, 64, 200] {
                 let values: Vec<f32> = (0..len).map(|_| rng.random()).collect();
                 let high = threshold(&values, count, &mut scratch);
