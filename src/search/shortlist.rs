@@ -20,6 +20,9 @@ const FIRST_ESTIMATED: usize = 2;
 /// By how much the number of expected rows grows when there were too few.
 const GROWTH: usize = 4;
 
+/// Rows ahead of the one being estimated whose buckets' centroids are asked for.
+const CENTROIDS_AHEAD: usize = 4;
+
 /// A row whose int8 code was looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimated {
@@ -93,6 +96,7 @@ struct Run {
 }
 
 /// A row whose int8 code is to be looked at.
+#[derive(Clone, Copy)]
 struct Target<'r> {
     segment: u32,
     row: u64,
@@ -196,8 +200,13 @@ impl Shortlist {
         found: &mut impl FnMut(Estimated),
     ) {
         // All are asked for before the first is looked at: their codes lie anywhere in memory.
-        for target in self.collect(high, rows, found) {
-            let Target { segment, row, bucket, factors, codes } = target;
+        let targets = self.collect(high, rows, found);
+        let next = targets.iter().skip(CENTROIDS_AHEAD).map(Some);
+        for (target, next) in targets.iter().zip(next.chain(std::iter::repeat(None))) {
+            if let Some(next) = next {
+                routing.prefetch_centroid(next.bucket);
+            }
+            let Target { segment, row, bucket, factors, codes } = *target;
             let query = self.room.queries.get(&self.coded, routing, bucket);
             let estimate = self.coded.estimate(query, factors, codes);
             self.room.values.push(estimate.value);

@@ -19,7 +19,7 @@ use crate::cluster::{Groups, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{Projection, Rotation};
-use crate::simd::{SignRows, SIGN_BLOCK};
+use crate::simd::{self, SignRows, SIGN_BLOCK};
 use encode::{encode, identity};
 use format::{padded, Header, Parts, MAGIC, NO_CENTROID, VERSION};
 use memmap2::Mmap;
@@ -318,6 +318,13 @@ impl RoutingArena {
     pub fn centroid(&self, bucket: u32) -> &[f32] {
         let (parts, padded) = (&self.parts, padded(&self.identity));
         self.checked(&parts.centroids, &parts.centroid_crcs, &self.sound_centroids, padded, bucket)
+    }
+
+    /// Asks for the rotated centroid of a bucket to be brought near.
+    pub fn prefetch_centroid(&self, bucket: u32) {
+        let (all, padded) = (self.floats(&self.parts.centroids), padded(&self.identity));
+        let centroid = all.chunks_exact(padded).nth(bucket as usize);
+        simd::prefetch(bytemuck::cast_slice(centroid.unwrap_or_default()));
     }
 
     fn checked(
