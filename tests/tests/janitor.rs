@@ -485,8 +485,9 @@ fn an_index_under_steady_insert_delete_and_vacuum_keeps_its_size() -> Result<()>
     let size = client.query_one("SELECT pg_relation_size('t_e') / 8192", &[])?;
     let fresh: i64 = size.get(0);
     println!("pages after each round: {sizes:?}, and of an index of these rows: {fresh}");
-    // A log of several rounds, segments with dead rows, and the ones they are merged into.
-    ensure!(sizes.last() <= Some(&(4 * fresh)), "{sizes:?}, of {fresh}");
+    // A log of several rounds, segments with dead rows, and the ones they are merged into: what all
+    // these rounds write is many times as much.
+    ensure!(sizes.last() <= Some(&(6 * fresh)), "{sizes:?}, of {fresh}");
     require_quiet_log(&cluster.log())
 }
 

@@ -300,6 +300,36 @@ fn the_janitor_links_what_is_searched() -> Result<()> {
 }
 
 #[test]
+fn inserts_link_nothing_of_an_index_that_nobody_searches() -> Result<()> {
+    const ROWS: i64 = 9000;
+    let cluster = preloaded("128MB")?;
+    let mut client = cluster.connect()?;
+    // More than 64 MB, from which on inserts link two rows each of an index that is searched.
+    client.batch_execute(
+        "SET drift.log_limit = '512MB';
+         CREATE TABLE long (id integer, e vector(2000));
+         CREATE INDEX long_e ON long USING drift (e);
+         INSERT INTO long SELECT i, array_fill(i::real, ARRAY[2000])::vector
+         FROM generate_series(1, 9000) i",
+    )?;
+    let (log, held, linked) = rows(&mut client, "long_e")?;
+    ensure!((log, held, linked) == (ROWS, ROWS, 0), "{log} {held} {linked}");
+    // Looked for in the rows as they are.
+    client.batch_execute("SET enable_seqscan = off; SET drift.target_recall = 1")?;
+    let nearest = "SELECT id FROM long
+                   ORDER BY e <-> array_fill(77::real, ARRAY[2000])::vector LIMIT 1";
+    ensure!(client.query_one(nearest, &[])?.get::<_, i32>(0) == 77);
+    client.batch_execute(
+        "INSERT INTO long SELECT i, array_fill(i::real, ARRAY[2000])::vector
+         FROM generate_series(9001, 9100) i",
+    )?;
+    let (_, _, linked) = rows(&mut client, "long_e")?;
+    ensure!(linked > 0, "once it is searched, inserts link");
+    ensure!(client.query_one(nearest, &[])?.get::<_, i32>(0) == 77);
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
 fn the_graph_finds_the_nearest_and_a_scan_delivers_every_row() -> Result<()> {
     const ROWS: usize = 20_000;
     let cluster = preloaded("64MB")?;
