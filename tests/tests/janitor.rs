@@ -468,58 +468,6 @@ fn outrun(searched: bool) -> Result<()> {
 }
 
 #[test]
-fn an_index_under_steady_insert_delete_and_vacuum_keeps_its_size() -> Result<()> {
-    let cluster = preloaded().start()?;
-    let mut client = cluster.connect()?;
-    table(&mut client, 8)?;
-    let mut sizes = Vec::new();
-    for round in 0..40 {
-        insert(&mut client, 8, round * 2000 + 1, round * 2000 + 2000)?;
-        client.batch_execute(&format!("DELETE FROM t WHERE id <= {}", (round - 4) * 2000))?;
-        client.batch_execute("VACUUM t")?;
-        let size = client.query_one("SELECT pg_relation_size('t_e') / 8192", &[])?;
-        sizes.push(size.get::<_, i64>(0));
-    }
-    check(&mut client)?;
-    client.batch_execute("REINDEX INDEX t_e")?;
-    let size = client.query_one("SELECT pg_relation_size('t_e') / 8192", &[])?;
-    let fresh: i64 = size.get(0);
-    println!("pages after each round: {sizes:?}, and of an index of these rows: {fresh}");
-    // A log of several rounds, segments with dead rows, and the ones they are merged into: what all
-    // these rounds write is many times as much.
-    ensure!(sizes.last() <= Some(&(6 * fresh)), "{sizes:?}, of {fresh}");
-    require_quiet_log(&cluster.log())
-}
-
-#[test]
-fn a_log_that_is_long_every_other_time_grows_into_the_pages_it_had() -> Result<()> {
-    let cluster = Cluster::builder()
-        .conf("drift.janitor", "off")
-        .conf("drift.log_limit", "2MB")
-        .conf("autovacuum", "off")
-        .start()?;
-    let mut client = cluster.connect()?;
-    table(&mut client, 8)?;
-    let mut sizes = Vec::new();
-    for round in 0..24 {
-        let first = round * 4000;
-        for rows in [first + 1..=first + 3000, first + 3001..=first + 3010] {
-            insert(&mut client, 8, *rows.start(), *rows.end())?;
-            client.batch_execute("SELECT drift_flush('t_e')")?;
-        }
-        client.batch_execute(&format!("DELETE FROM t WHERE id <= {}", first - 4000))?;
-        client.batch_execute("VACUUM t")?;
-        let size = client.query_one("SELECT pg_relation_size('t_e') / 8192", &[])?;
-        sizes.push(size.get::<_, i64>(0));
-    }
-    println!("pages after each round: {sizes:?}");
-    let settled = sizes.iter().take(8).max().copied().unwrap_or_default();
-    ensure!(sizes.last() <= Some(&(settled + settled / 8)), "{sizes:?}");
-    check(&mut client)?;
-    require_quiet_log(&cluster.log())
-}
-
-#[test]
 fn the_memory_of_workers_does_not_grow() -> Result<()> {
     let cluster = preloaded().conf("drift.janitor_cost", "100").start()?;
     let mut client = cluster.connect()?;
