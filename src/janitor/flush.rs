@@ -13,8 +13,8 @@ use crate::cluster::NO_BUCKET;
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap, Segment, Space, Tid,
-    TidReader, VectorReader, View, LOG_PAGES_ASIDE,
+    log_pages_aside, publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap,
+    Segment, Space, Tid, TidReader, VectorReader, View,
 };
 use pgrx::pg_sys;
 use std::fmt;
@@ -324,9 +324,7 @@ pub fn commit(
         .flat_map(|extent| extent.start..extent.start + extent.len)
         .collect();
     let root = manifest.write(index, &blocks);
-    let spare = flushed
-        .as_ref()
-        .map_or(0, |end| end.pages_passed.clamp(*LOG_PAGES_ASIDE.start(), *LOG_PAGES_ASIDE.end()));
+    let spare = flushed.as_ref().map_or(0, |end| log_pages_aside(end.pages_passed));
     let spare = space.spare(spare);
     let head = flushed.as_ref().map(LogEnd::start);
     publish(index, &Flip { manifest: root, flushed, spare })?;

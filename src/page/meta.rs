@@ -13,7 +13,6 @@ use crate::metric::Metric;
 use bytemuck::Zeroable;
 use pgrx::pg_sys;
 use std::mem::size_of;
-use std::ops::RangeInclusive;
 
 /// Components a vector has at most.
 const MAX_DIMS: u32 = 16_000;
@@ -172,17 +171,19 @@ pub struct Flip {
     pub manifest: ManifestRef,
     /// Where the log was read to, if its rows up to there are in the new manifest's segments.
     pub flushed: Option<LogEnd>,
-    /// Runs that are free once the flip is done, for the log to grow into: as many pages as were
-    /// read of it, [`LOG_PAGES_ASIDE`] at least.
+    /// Runs that are free once the flip is done, for the log to grow into: [`log_pages_aside`] of
+    /// what was read of it.
     pub spare: Vec<Extent>,
 }
 
-/// Pages set aside for a log when it is flushed.
+/// Pages to set aside for a log that has so many to give back, or to keep.
 ///
-/// Those it has given back are set aside again, whatever number it had this time: a log that was
-/// long once will be so again, and cannot grow into what is free for segments. So the relation
-/// has room for the longest log and the most segments there were, and grows no further.
-pub const LOG_PAGES_ASIDE: RangeInclusive<u32> = 16..=4096;
+/// What a flush returns of a log is added to what is left, whatever number it had this time: a log
+/// that was long once will be so again, and cannot grow into what is free for segments. So the
+/// relation has room for the longest log and the most segments there were, and grows no further.
+pub fn log_pages_aside(pages: u32) -> u32 {
+    pages.clamp(16, 4096)
+}
 
 /// Commits a new manifest. The caller holds the job lock.
 pub fn publish(index: Index, flip: &Flip) -> Read<()> {
@@ -222,8 +223,7 @@ fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], returned: u32) 
         reserve.iter().chain(spare).copied().filter(|extent| extent.len > 0).collect();
     runs.sort_by_key(|extent| std::cmp::Reverse(extent.len));
     runs.resize(LOG_RESERVE, Extent::zeroed());
-    let (least, most) = LOG_PAGES_ASIDE.into_inner();
-    let mut pages = left.saturating_add(returned).clamp(least, most);
+    let mut pages = log_pages_aside(left.saturating_add(returned));
     for run in &mut runs {
         run.len = run.len.min(pages);
         pages -= run.len;
@@ -259,8 +259,8 @@ mod tests {
     fn the_reserve_has_its_bounds() {
         let mut reserve = [Extent::zeroed(); LOG_RESERVE];
         refill(&mut reserve, &[extent(100, 40)], 1);
-        assert_eq!(pages(&reserve), *LOG_PAGES_ASIDE.start());
+        assert_eq!(pages(&reserve), 16);
         refill(&mut reserve, &[extent(1000, 5000)], 5000);
-        assert_eq!(pages(&reserve), *LOG_PAGES_ASIDE.end());
+        assert_eq!(pages(&reserve), 4096);
     }
 }

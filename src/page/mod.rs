@@ -40,7 +40,7 @@ pub use log::{
     Hint, LogEnd, LogStart,
 };
 pub use manifest::{Manifest, RouterRef};
-pub use meta::{create, publish, Flip, View, LOG_PAGES_ASIDE};
+pub use meta::{create, log_pages_aside, publish, Flip, View};
 pub use relation::Index;
 pub use segment::{BucketShape, RowMap, Segment, TidReader, VectorReader};
 pub use space::Space;
