@@ -201,10 +201,9 @@ impl Shortlist {
     ) {
         // All are asked for before the first is looked at: their codes lie anywhere in memory.
         let targets = self.collect(high, rows, found);
-        let next = targets.iter().skip(CENTROIDS_AHEAD).map(Some);
-        for (target, next) in targets.iter().zip(next.chain(std::iter::repeat(None))) {
-            if let Some(next) = next {
-                routing.prefetch_centroid(next.bucket);
+        for (nth, target) in targets.iter().enumerate() {
+            if let Some(later) = targets.get(nth + CENTROIDS_AHEAD) {
+                routing.prefetch_centroid(later.bucket);
             }
             let Target { segment, row, bucket, factors, codes } = *target;
             let query = self.room.queries.get(&self.coded, routing, bucket);
