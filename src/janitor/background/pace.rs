@@ -21,10 +21,10 @@ const WATCH: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(10);
 
 /// How much less than sessions the janitor's processes weigh with the scheduler, as long as nobody
-/// waits for them; and where searches do, on a core that sessions keep busy, a fourth of it is
-/// theirs: with more, these searches take longer than without the flush, with less flushes do not
-/// keep up.
+/// waits for them.
 const NICENESS: libc::c_int = 10;
+/// The same where searches wait for a flush. It gets a fourth of a core that sessions keep busy:
+/// with more, these searches take longer than without the flush; with less, it does not keep up.
 const SEARCHED_NICENESS: libc::c_int = 5;
 
 /// How a thread of the janitor shares the processor with sessions.
@@ -191,13 +191,12 @@ pub fn is_background() -> bool {
     PACE.get().is_some()
 }
 
-/// The background job flushes this index: briskly where its log `is_long`, moderately where
-/// searches are the slower for the log's rows, as they are taken to be where the memtable knows
-/// nothing of the index.
-pub fn set_flush(index: Index, is_long: bool) {
+/// The background job flushes this index: briskly where that `is_urgent`, moderately where searches
+/// are the slower for the log's rows, as they are taken to be where the memtable knows nothing of
+/// the index.
+pub fn set_flush(index: Index, is_urgent: bool) {
     if let Some(pace) = PACE.get() {
         let is_searched = memtable::is_searched(index);
-        let is_urgent = is_long;
         PACE.set(Some(Pace { flushed: Some(index), is_urgent, is_searched, ..pace }));
         weigh();
     }
