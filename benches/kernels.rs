@@ -76,7 +76,7 @@ fn signs(c: &mut Criterion) {
             group.bench_function(BenchmarkId::new(k.level.name(), dim), |bench| {
                 bench.iter(|| {
                     (k.sign_tables)(black_box(&query), &mut tables);
-                    (k.sign_bounds)(&tables, black_box(&codes), rows, &terms, &mut out);
+                    (k.sign_bounds)(&tables, black_box(&codes), &rows, &terms, &[], &mut out);
                 });
             });
         }

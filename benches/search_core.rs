@@ -221,10 +221,8 @@ impl search::Rows for &Index {
         }
     }
 
-    fn prefetch(&self, _segment: u32, bucket: u32) {
-        if let Some(entry) = self.arena.find(bucket) {
-            self.arena.prefetch(entry);
-        }
+    fn codes_ahead(&self, _segment: u32, bucket: u32) -> &[u8] {
+        self.arena.find(bucket).map_or(&[], |entry| self.arena.codes_ahead(entry))
     }
 
     fn prefetch_entry(&self, _segment: u32, entry: u32) {

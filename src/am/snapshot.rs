@@ -387,10 +387,8 @@ impl Rows for SnapshotRows {
         }
     }
 
-    fn prefetch(&self, segment: u32, bucket: u32) {
-        if let Some((arena, entry)) = self.find(segment, bucket) {
-            arena.prefetch(entry);
-        }
+    fn codes_ahead(&self, segment: u32, bucket: u32) -> &[u8] {
+        self.find(segment, bucket).map_or(&[], |(arena, entry)| arena.codes_ahead(entry))
     }
 
     fn prefetch_entry(&self, segment: u32, entry: u32) {

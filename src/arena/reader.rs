@@ -278,17 +278,13 @@ impl Arena {
         Ok(second)
     }
 
-    /// Asks the processor for the first codes of the bucket at this index. A hint.
-    pub fn prefetch(&self, index: usize) {
-        /// What its own prefetching then goes on from, across a page.
-        const BYTES: u64 = 2048;
-        let Some(entry) = self.buckets().get(index) else { return };
+    /// What a search will look at of every row of the bucket at this index, not checked: for the
+    /// processor to be asked for.
+    pub fn codes_ahead(&self, index: usize) -> &[u8] {
+        let Ok((_, parts, bytes)) = self.block(index) else { return &[] };
         // Of most rows the sign codes are all that is looked at.
-        let parts = block(entry.rows, entry.spilled, self.shape);
-        let wanted = if parts.columns > 0 { parts.spilled } else { parts.length };
-        if let Some(bytes) = slice(&self.map, entry.offset, entry.offset + wanted.min(BYTES)) {
-            simd::prefetch(bytes);
-        }
+        let wanted = if parts.columns > 0 { parts.spilled } else { parts.end };
+        slice(bytes, 0, wanted).unwrap_or(&[])
     }
 
     /// Asks the processor for the table at this index. A hint.

@@ -274,7 +274,8 @@ impl<R: Region> Graph<'_, R> {
             let columns: &[f32] = bytemuck::cast_slice(columns);
             let column = |nth: usize| &columns[nth * SIGN_BLOCK..][..SIGN_BLOCK];
             let columns = SignRows { add: column(0), scale: column(1), error: column(2) };
-            query.0.bounds(&terms, columns, bytemuck::cast_slice(codes), &mut bounds[start..]);
+            let codes = bytemuck::cast_slice(codes);
+            query.0.bounds(&terms, &columns, codes, &[], &mut bounds[start..]);
             for bound in &mut bounds[start..] {
                 // What is not a number bounds nothing.
                 *bound = if bound.is_nan() { f32::NEG_INFINITY } else { *bound };

@@ -364,11 +364,18 @@ impl Query {
     }
 
     /// Writes the bounds of the rows of whole blocks to `out`, with the terms that
-    /// [`Query::for_bucket`] returned last.
+    /// [`Query::for_bucket`] returned last. The processor is asked for the bytes `ahead` meanwhile.
     ///
     /// # Panics
     /// When the lengths do not fit.
-    pub fn bounds(&self, terms: &SignTerms, rows: SignRows<'_>, codes: &[u8], out: &mut [f32]) {
-        (kernels().sign_bounds)(&self.tables, codes, rows, terms, out);
+    pub fn bounds(
+        &self,
+        terms: &SignTerms,
+        rows: &SignRows<'_>,
+        codes: &[u8],
+        ahead: &[u8],
+        out: &mut [f32],
+    ) {
+        (kernels().sign_bounds)(&self.tables, codes, rows, terms, ahead, out);
     }
 }

@@ -143,7 +143,7 @@ impl ProbeOrder {
             let estimated = signs.is_some_and(|(signs, (codes, rows))| {
                 let terms = signs.for_bucket(group.centre, 0.0);
                 terms.is_some_and(|terms| {
-                    signs.bounds(&terms, rows, codes, scores);
+                    signs.bounds(&terms, &rows, codes, &[], scores);
                     true
                 })
             });

@@ -6,7 +6,7 @@ use super::shortlist::{Estimated, Shortlist};
 use crate::arena::{RoutingArena, SignCodes};
 use crate::metric::Metric;
 use crate::quant::{self, approximate, BucketQuery, Estimate, Factors};
-use crate::simd::kernels;
+use crate::simd::{self, kernels};
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
@@ -60,8 +60,11 @@ pub trait Rows {
     /// next. A hint.
     fn prefetch_place(&self, _segment: u32, _bucket: u32) {}
 
-    /// Asks the processor for the codes of `bucket`, which will be wanted next. A hint.
-    fn prefetch(&self, _segment: u32, _bucket: u32) {}
+    /// The bytes of the codes of `bucket`, which will be looked at next, for the processor to be
+    /// asked for. A hint: they need not be sound, nor there.
+    fn codes_ahead(&self, _segment: u32, _bucket: u32) -> &[u8] {
+        &[]
+    }
 
     /// Asks the processor for what the table of `segment` has at this place. A hint.
     fn prefetch_entry(&self, _segment: u32, _entry: u32) {}
@@ -164,6 +167,10 @@ pub struct Search {
 /// By how much the number of rows grows that the probed buckets are right for, when more are
 /// wanted. What lies nearer than the rows delivered before comes late, so it is well ahead.
 const WIDENING: u64 = 4;
+
+/// Bytes of a bucket's codes asked for at once. The processor's own prefetching goes on from there,
+/// across a page.
+const BEGIN: usize = 2048;
 
 /// Vectors asked for ahead of their being read.
 const AHEAD: usize = 8;
@@ -329,20 +336,20 @@ impl Search {
             if let Some(second) = self.probes.following(1) {
                 (0..rows.segments()).for_each(|segment| rows.prefetch_place(segment, second));
             }
-            if let Some(next) = self.probes.following(0) {
-                (0..rows.segments()).for_each(|segment| rows.prefetch(segment, next));
-            }
+            let next = self.probes.following(0);
             let mut prepared = false;
             for segment in 0..rows.segments() {
+                let ahead = next.map_or(&[][..], |next| rows.codes_ahead(segment, next));
                 match rows.bucket(segment, bucket) {
-                    Bucket::Empty => {}
+                    Bucket::Empty => simd::prefetch(&ahead[..ahead.len().min(BEGIN)]),
                     Bucket::Coded(codes) => {
                         if let (Some(shortlist), Some(signs)) = (&mut self.shortlist, codes.signs) {
                             self.scanned += (codes.factors.len() + signs.spilled.len()) as u64;
-                            shortlist.push(segment, bucket, routing.point(bucket), signs);
+                            shortlist.push(segment, bucket, routing.point(bucket), signs, ahead);
                             continue;
                         }
                         self.scanned += codes.factors.len() as u64;
+                        simd::prefetch(&ahead[..ahead.len().min(BEGIN)]);
                         if !prepared {
                             self.coded.for_bucket(routing.centroid(bucket), &mut self.bucket);
                             prepared = true;

@@ -133,17 +133,26 @@ impl Shortlist {
         }
     }
 
-    /// Adds the bounds of a bucket's rows. `centroid` is its point in the router's space.
-    pub fn push(&mut self, segment: u32, bucket: u32, centroid: &[f32], signs: SignCodes<'_>) {
+    /// Adds the bounds of a bucket's rows. `centroid` is its point in the router's space. The
+    /// processor is asked for the bytes `ahead` meanwhile.
+    pub fn push(
+        &mut self,
+        segment: u32,
+        bucket: u32,
+        centroid: &[f32],
+        signs: SignCodes<'_>,
+        ahead: &[u8],
+    ) {
         let (start, rows) = (self.room.bounds.len(), signs.rows.add.len());
         self.room.bounds.resize(start + rows, f32::NEG_INFINITY);
         match self.query.for_bucket(centroid, sign::DEVIATIONS) {
             Some(terms) => {
+                let SignCodes { codes, rows: columns, .. } = &signs;
                 let Room { bounds, widened, .. } = &mut self.room;
-                let out = &mut bounds[start..];
+                let (query, out) = (&self.query, &mut bounds[start..]);
                 match sign::is_narrow(rows) {
-                    true => self.query.narrow_bounds(&terms, signs.rows, signs.codes, widened, out),
-                    false => self.query.bounds(&terms, signs.rows, signs.codes, out),
+                    true => query.narrow_bounds(&terms, columns, codes, ahead, widened, out),
+                    false => query.bounds(&terms, columns, codes, ahead, out),
                 }
             }
             // Nothing can be said of any row, but there are none in the last block's rest.

@@ -4,6 +4,7 @@ mod tile;
 
 use std::arch::x86_64::*;
 
+use super::prefetch::Ahead;
 use super::{
     check_coded, check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts,
     Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, LEAST_OF, SIGN_BLOCK,
@@ -51,10 +52,10 @@ const TABLE: Kernels = Kernels {
     hadamard: |values, factors| unsafe { hadamard(values, factors) },
     // SAFETY: as above.
     sign_tables: |query, tables| unsafe { sign_tables(query, tables) },
-    sign_bounds: |tables, codes, rows, terms, out| {
+    sign_bounds: |tables, codes, rows, terms, ahead, out| {
         check_signs(tables, codes, rows, out);
         // SAFETY: as above, and the slices have been checked.
-        unsafe { sign_bounds(tables, codes, rows, terms, out) }
+        unsafe { sign_bounds(tables, codes, rows, terms, ahead, out) }
     },
     // SAFETY: as above.
     grid: |row, terms, digits| unsafe { grid(row, terms, digits) },
@@ -463,8 +464,9 @@ const TABLES_PER_SUM: usize = 64;
 unsafe fn sign_bounds(
     tables: &[u8],
     codes: &[u8],
-    rows: SignRows<'_>,
+    rows: &SignRows<'_>,
     terms: &SignTerms,
+    ahead: &[u8],
     out: &mut [f32],
 ) {
     let registers = tables.len() / 64;
@@ -472,7 +474,9 @@ unsafe fn sign_bounds(
     let (base, weight) = (_mm512_set1_ps(terms.base), _mm512_set1_ps(terms.weight));
     let (step, shift) = (_mm512_set1_ps(terms.step), _mm512_set1_ps(terms.shift));
     let reach = _mm512_set1_ps(terms.reach);
+    let mut ahead = Ahead::new(ahead, out.len() / SIGN_BLOCK);
     for (nth, out) in out.chunks_exact_mut(SIGN_BLOCK).enumerate() {
+        ahead.step();
         let codes = codes.as_ptr().wrapping_add(nth * block_bytes);
         let mut sums = [_mm512_setzero_si512(); 2];
         for first in (0..registers).step_by(TABLES_PER_SUM) {

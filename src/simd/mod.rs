@@ -14,10 +14,13 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod prefetch;
 mod scalar;
 pub mod select;
 #[cfg(test)]
 mod tests;
+
+pub use prefetch::prefetch;
 
 /// The environment variable that forces a [`Level`] by its [`Level::name`].
 pub const LEVEL_VARIABLE: &str = "DRIFT_SIMD";
@@ -143,11 +146,11 @@ pub struct Kernels {
     ///
     /// Panics when the lengths do not fit.
     pub sign_tables: fn(&[f32], &mut [u8]) -> SignScale,
-    /// `(tables, codes, rows, terms, out)`: a bound for each row of blocks of sign codes, see
-    /// [`SignTerms`].
+    /// `(tables, codes, rows, terms, ahead, out)`: a bound for each row of blocks of sign codes, see
+    /// [`SignTerms`]. The processor is asked for the bytes `ahead` meanwhile.
     ///
     /// Panics when the lengths do not fit.
-    pub sign_bounds: fn(&[u8], &[u8], SignRows<'_>, &SignTerms, &mut [f32]),
+    pub sign_bounds: SignBounds,
     /// `(row, grid, digits)`: writes to `digits` where each component of the residual is on the
     /// grid, and returns sums over them.
     ///
@@ -162,6 +165,9 @@ pub struct Kernels {
     /// `(values, high, places)`: appends to `places`, ascending, those of the values up to `high`.
     pub up_to: fn(&[f32], f32, &mut Vec<u32>),
 }
+
+/// See [`Kernels::sign_bounds`].
+pub type SignBounds = fn(&[u8], &[u8], &SignRows<'_>, &SignTerms, &[u8], &mut [f32]);
 
 /// Components that share a table of sign codes.
 pub const SIGN_GROUP: usize = 4;
@@ -253,7 +259,7 @@ pub const fn sign_block_bytes(groups: usize) -> usize {
 }
 
 /// Checks the contract of [`Kernels::sign_bounds`] before a kernel reads through pointers.
-fn check_signs(tables: &[u8], codes: &[u8], rows: SignRows<'_>, out: &[f32]) {
+fn check_signs(tables: &[u8], codes: &[u8], rows: &SignRows<'_>, out: &[f32]) {
     let groups = tables.len() / 16;
     assert!(tables.len().is_multiple_of(64), "tables of whole registers");
     assert!(out.len().is_multiple_of(SIGN_BLOCK), "whole blocks");
@@ -304,21 +310,6 @@ pub fn kernels_at(level: Level) -> Option<&'static Kernels> {
         #[cfg(target_arch = "aarch64")]
         Level::Neon => neon::available(),
         _ => None,
-    }
-}
-
-/// Asks the processor to bring bytes near. A hint: nothing depends on it.
-pub fn prefetch(bytes: &[u8]) {
-    const CACHE_LINE: usize = 64;
-    for line in bytes.chunks(CACHE_LINE) {
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch never faults, and every x86-64 processor has the instruction.
-        unsafe {
-            use std::arch::x86_64::{_mm_prefetch, _MM_HINT_T0};
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = line;
     }
 }
 

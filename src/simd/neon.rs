@@ -3,6 +3,7 @@
 use std::arch::aarch64::*;
 use std::arch::is_aarch64_feature_detected;
 
+use super::prefetch::Ahead;
 use super::{
     check_rows, check_signs, scalar, sign_block_bytes, CosineParts, Kernels, Level, SignRows,
     SignTerms, Tile, TilePanels, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
@@ -48,10 +49,10 @@ static KERNELS: Kernels = Kernels {
     hadamard: |values, factors| scalar::hadamard_body(values, factors),
     grid: scalar::grid_body,
     sign_tables: |query, tables| scalar::sign_tables_body(query, tables),
-    sign_bounds: |tables, codes, rows, terms, out| {
+    sign_bounds: |tables, codes, rows, terms, ahead, out| {
         check_signs(tables, codes, rows, out);
         // SAFETY: as above, and the slices have been checked.
-        unsafe { sign_bounds(tables, codes, rows, terms, out) }
+        unsafe { sign_bounds(tables, codes, rows, terms, ahead, out) }
     },
     quantize: |values, shift, codes| scalar::quantize_body(values, shift, codes),
     least_of_runs: |values, least| scalar::least_of_runs_body(values, least),
@@ -268,13 +269,16 @@ const GROUPS_PER_SUM: usize = 256;
 unsafe fn sign_bounds(
     tables: &[u8],
     codes: &[u8],
-    rows: SignRows<'_>,
+    rows: &SignRows<'_>,
     terms: &SignTerms,
+    ahead: &[u8],
     out: &mut [f32],
 ) {
     let (tables, _) = tables.as_chunks::<16>();
     let blocks = codes.chunks_exact(sign_block_bytes(tables.len()).max(1));
+    let mut ahead = Ahead::new(ahead, out.len() / SIGN_BLOCK);
     for (nth, (out, codes)) in out.chunks_exact_mut(SIGN_BLOCK).zip(blocks).enumerate() {
+        ahead.step();
         let (codes, _) = codes.as_chunks::<16>();
         let mut sums = [0u32; SIGN_BLOCK];
         for (tables, codes) in tables.chunks(GROUPS_PER_SUM).zip(codes.chunks(GROUPS_PER_SUM)) {

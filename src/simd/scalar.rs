@@ -1,6 +1,7 @@
 //! The reference kernels, for any processor. Sixteen sums run side by side, which the compiler
 //! turns into whatever vectors the target's baseline has.
 
+use super::prefetch::Ahead;
 use super::{
     check_coded, check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CodedCols,
     CodedRows, CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale,
@@ -332,14 +333,17 @@ pub(super) fn grid_body(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> Gri
 fn sign_bounds(
     tables: &[u8],
     codes: &[u8],
-    rows: SignRows<'_>,
+    rows: &SignRows<'_>,
     terms: &SignTerms,
+    ahead: &[u8],
     out: &mut [f32],
 ) {
     check_signs(tables, codes, rows, out);
     let (tables, _) = tables.as_chunks::<16>();
     let blocks = codes.chunks_exact(sign_block_bytes(tables.len()).max(1));
+    let mut ahead = Ahead::new(ahead, out.len() / SIGN_BLOCK);
     for (nth, (out, codes)) in out.chunks_exact_mut(SIGN_BLOCK).zip(blocks).enumerate() {
+        ahead.step();
         let mut sums = [0u32; SIGN_BLOCK];
         for (table, codes) in tables.iter().zip(codes.as_chunks::<16>().0) {
             for (row, code) in codes.iter().enumerate() {
@@ -356,7 +360,7 @@ fn sign_bounds(
 pub(super) fn finish_bounds(
     sums: &[u32; SIGN_BLOCK],
     first: usize,
-    rows: SignRows<'_>,
+    rows: &SignRows<'_>,
     terms: &SignTerms,
     out: &mut [f32],
 ) {

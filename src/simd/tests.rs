@@ -428,7 +428,7 @@ fn bounds_of_signs_agree_with_plain_sums() {
                     let terms =
                         SignTerms { base: 3.0, weight: 0.5, step: 0.01, shift: -2.0, reach: 4.0 };
                     let mut out = vec![f32::NAN; rows];
-                    (k.sign_bounds)(&entries, &codes, of_rows, &terms, &mut out);
+                    (k.sign_bounds)(&entries, &codes, &of_rows, &terms, &codes, &mut out);
                     for (row, out) in out.iter().enumerate() {
                         let (block, place) = (row / SIGN_BLOCK, row % SIGN_BLOCK);
                         let sum: u32 = (0..groups)
@@ -463,8 +463,9 @@ fn signs_that_do_not_fit_are_refused() {
                 (k.sign_bounds)(
                     &vec![0; entries],
                     &vec![0; codes],
-                    rows,
+                    &rows,
                     &terms,
+                    &[],
                     &mut vec![0.0; out],
                 );
             })

@@ -64,8 +64,9 @@ impl Query {
     pub fn narrow_bounds(
         &self,
         terms: &SignTerms,
-        rows: SignRows<'_>,
+        rows: &SignRows<'_>,
         codes: &[u8],
+        ahead: &[u8],
         widened: &mut Widened,
         out: &mut [f32],
     ) {
@@ -85,7 +86,7 @@ impl Query {
         scale[..places].copy_from_slice(rows.scale);
         error[..places].copy_from_slice(rows.error);
         let rows = SignRows { add, scale, error };
-        self.bounds(terms, rows, &widened.codes, &mut widened.bounds);
+        self.bounds(terms, &rows, &widened.codes, ahead, &mut widened.bounds);
         out.copy_from_slice(&widened.bounds[..places]);
     }
 }
@@ -133,7 +134,7 @@ mod tests {
             rng.fill(&mut block[..]);
             let [add, scale, error] = columns.each_ref().map(Vec::as_slice);
             let mut whole = [0.0; SIGN_BLOCK];
-            query.bounds(&terms, SignRows { add, scale, error }, &block, &mut whole);
+            query.bounds(&terms, &SignRows { add, scale, error }, &block, &[], &mut whole);
             // One after the other in the same room.
             let mut widened = Widened::default();
             for places in [16, 2, 8, 4] {
@@ -142,7 +143,7 @@ mod tests {
                 let [add, scale, error] = columns.each_ref().map(|column| &column[..places]);
                 let rows = SignRows { add, scale, error };
                 let mut out = vec![0.0; places];
-                query.narrow_bounds(&terms, rows, &codes, &mut widened, &mut out);
+                query.narrow_bounds(&terms, &rows, &codes, &[], &mut widened, &mut out);
                 assert_eq!(out, whole[..places], "{components} of {bits}, {places} places");
             }
         }

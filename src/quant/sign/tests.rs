@@ -62,7 +62,7 @@ fn trial_about(
     let terms = prepared.for_bucket(&centroid, deviations).unwrap();
     let mut out = vec![f32::NAN; rows.len()];
     let columns = SignRows { add: &add, scale: &scale, error: &error };
-    prepared.bounds(&terms, columns, &codes, &mut out);
+    prepared.bounds(&terms, &columns, &codes, &[], &mut out);
     rows.iter().zip(out).map(|(row, bound)| (metric.rank(&query, row), bound)).collect()
 }
 
@@ -177,7 +177,7 @@ fn what_is_beyond_the_code_is_in_the_bound() {
                 }
                 let [add, scale, error] = &columns;
                 let mut out = [0.0; SIGN_BLOCK];
-                prepared.bounds(&terms, SignRows { add, scale, error }, &block, &mut out);
+                prepared.bounds(&terms, &SignRows { add, scale, error }, &block, &[], &mut out);
                 for (rank, bound) in ranks.into_iter().zip(out) {
                     let gap = rank - f64::from(bound);
                     above += u32::from(gap < 0.0);
