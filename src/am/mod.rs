@@ -19,6 +19,7 @@ mod backpressure;
 mod build;
 mod cost;
 mod functions;
+mod heap_pages;
 mod insert;
 mod junk;
 mod key;

@@ -137,6 +137,9 @@ pub unsafe extern "C-unwind" fn amgettuple(
         Delivery::Idle | Delivery::Query(_) => None,
     };
     let Some(tid) = tid else { return false };
+    if let Delivery::Ordered(ordered) = &state.delivery {
+        ordered.rows.snapshot().heap().hand_over(scan, tid);
+    }
     scan.xs_heaptid = pg_sys::ItemPointerData {
         ip_blkid: pg_sys::BlockIdData {
             bi_hi: (tid.block() >> 16) as u16,

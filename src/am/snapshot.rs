@@ -1,5 +1,6 @@
 //! What this backend's scans need of an index's current manifest, kept until it changes.
 
+use super::heap_pages::HeapPages;
 use crate::arena::{self, Arena, BucketCodes, RoutingArena};
 use crate::janitor::{
     arena_place, background, load_router, open_arena, open_routing, sweep_if_idle, ArenaBuilder,
@@ -25,6 +26,7 @@ pub struct Snapshot {
     calibration: Calibration,
     /// Rows that the last scan delivered, and the one before.
     delivered: Cell<[usize; 2]>,
+    heap: Rc<HeapPages>,
 }
 
 /// One segment, with its arena if that is to be had.
@@ -126,6 +128,7 @@ impl Snapshot {
             live_rows,
             calibration,
             delivered: Cell::new(known.map_or([0; 2], |known| known.delivered.get())),
+            heap: known.map_or_else(Rc::default, |known| known.heap.clone()),
         })
     }
 
@@ -168,6 +171,11 @@ impl Snapshot {
     pub fn has_delivered(&self, rows: usize) {
         let [last, _] = self.delivered.get();
         self.delivered.set([rows, last]);
+    }
+
+    /// Where this backend met the pages of the table.
+    pub fn heap(&self) -> &HeapPages {
+        &self.heap
     }
 
     /// Rows of the segments that were alive when the manifest was written.
@@ -408,6 +416,10 @@ impl Rows for SnapshotRows {
 
     fn vector<T>(&mut self, segment: u32, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
         pgrx::check_for_interrupts!();
-        self.vectors[segment as usize].row(row, with)
+        let found = self.vectors[segment as usize].row(row, with)?;
+        if let Some(tid) = self.snapshot.segments[segment as usize].rows.peek_tid(row) {
+            self.snapshot.heap.prefetch(tid);
+        }
+        Ok(found)
     }
 }

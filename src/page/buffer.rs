@@ -4,9 +4,11 @@ use super::fault::{Fault, Read};
 use super::layout::{Kind, Tail, HEAD, PAGE, PAYLOAD, TAIL_MAGIC};
 use super::{Identity, Index};
 use crate::simd;
+use bytemuck::AnyBitPattern;
 use pgrx::pg_sys;
 use std::cell::Cell;
-use std::mem::size_of;
+use std::mem::{align_of, size_of};
+use std::ops::Range;
 
 /// A buffer with its content lock held.
 ///
@@ -35,13 +37,10 @@ impl Locked {
     /// As [`Locked::share`], for a page that was found in a buffer before: `recent` names it, from
     /// 1 on, and is brought up to date. Where the page still is there, no hash table is searched.
     pub fn share_recent(index: Index, block: u32, recent: &Cell<u32>) -> Locked {
-        let buffer = recent.get() as pg_sys::Buffer;
-        // SAFETY: the relation is open. A buffer's number, once it was one, remains in range, and
-        // ReadRecentBuffer pins the buffer only if it holds the page that is asked for.
+        // SAFETY: the relation is open, and `recent` was the number of a buffer. It is locked once it
+        // is pinned.
         unsafe {
-            let main = pg_sys::ForkNumber::MAIN_FORKNUM;
-            let node = (*index.relation()).rd_node;
-            if buffer > 0 && pg_sys::ReadRecentBuffer(node, main, block, buffer) {
+            if let Some(buffer) = pin_recent(index.relation(), block, recent.get()) {
                 pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
                 return Locked { buffer, block };
             }
@@ -150,19 +149,71 @@ impl Locked {
     }
 }
 
-/// Asks the processor for a span of the payload of a page that was in buffer `recent`, and for what
-/// else a reader touches. A hint: the page may be gone.
-pub fn prefetch(recent: u32, span: std::ops::Range<usize>) {
+/// Pins `block` of a relation's main fork if it still is in buffer `recent`, and counts it as
+/// ReadBuffer does.
+///
+/// # Safety
+/// The relation is open, and `recent` zero or the number of what once was a shared buffer.
+pub unsafe fn pin_recent(
+    relation: pg_sys::Relation,
+    block: u32,
+    recent: u32,
+) -> Option<pg_sys::Buffer> {
+    let buffer = recent as pg_sys::Buffer;
+    // SAFETY: the caller's promise. A buffer's number remains in range, and ReadRecentBuffer pins
+    // the buffer only if it holds the page that is asked for.
+    unsafe {
+        let (node, main) = ((*relation).rd_node, pg_sys::ForkNumber::MAIN_FORKNUM);
+        if buffer == 0 || !pg_sys::ReadRecentBuffer(node, main, block, buffer) {
+            return None;
+        }
+        if (*relation).pgstat_info.is_null() && (*relation).pgstat_enabled {
+            pg_sys::pgstat_assoc_relation(relation);
+        }
+        if let Some(table) = (*relation).pgstat_info.as_mut() {
+            table.t_counts.t_blocks_fetched += 1;
+            table.t_counts.t_blocks_hit += 1;
+        }
+    }
+    Some(buffer)
+}
+
+/// Asks the processor for what is needed to pin a page that was in buffer `recent`. A hint: the page
+/// may be gone.
+pub fn prefetch_pin(recent: u32) {
     let Some(number) = recent.checked_sub(1).map(|number| number as usize) else { return };
     // SAFETY: `recent` was the number of a shared buffer, and there remain as many. Nothing is
-    // read here; a prefetch of any address is harmless.
+    // read here.
     unsafe {
         let descriptor = pg_sys::BufferDescriptors.wrapping_add(number).cast::<u8>();
-        let page = pg_sys::BufferBlocks.cast::<u8>().wrapping_add(number * PAGE);
-        let wanted = page.wrapping_add(HEAD + span.start);
         simd::prefetch(std::slice::from_raw_parts(descriptor, 1));
-        simd::prefetch(std::slice::from_raw_parts(wanted, span.len()));
-        simd::prefetch(std::slice::from_raw_parts(page.wrapping_add(PAGE - size_of::<Tail>()), 1));
+    }
+}
+
+/// Asks the processor for a span of a page that was in buffer `recent`. A hint: the page may be gone.
+pub fn prefetch(recent: u32, span: Range<usize>) {
+    let Some(number) = recent.checked_sub(1).map(|number| number as usize) else { return };
+    let (start, end) = (span.start.min(PAGE), span.end.min(PAGE));
+    // SAFETY: as in `prefetch_pin`, and the span is within the page.
+    unsafe {
+        let page = pg_sys::BufferBlocks.cast::<u8>().wrapping_add(number * PAGE);
+        let bytes = page.wrapping_add(start);
+        simd::prefetch(std::slice::from_raw_parts(bytes, end.saturating_sub(start)));
+    }
+}
+
+/// What stands at this place of a page that was in buffer `recent`: nobody is kept from changing
+/// it meanwhile, and the page may be another one by now. For hints alone.
+pub fn peek<T: AnyBitPattern>(recent: u32, at: usize) -> Option<T> {
+    let number = recent.checked_sub(1)? as usize;
+    if at.checked_add(size_of::<T>())? > PAGE || !at.is_multiple_of(align_of::<T>()) {
+        return None;
+    }
+    // SAFETY: `recent` was the number of a shared buffer, and there remain as many; the bytes are
+    // within its page, and aligned as pages are by more than T. Any bytes are a value of T.
+    unsafe {
+        let page = pg_sys::BufferBlocks.cast::<u8>().wrapping_add(number * PAGE);
+        Some(std::ptr::read_volatile(page.wrapping_add(at).cast::<T>()))
     }
 }
 

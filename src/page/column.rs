@@ -2,9 +2,10 @@
 
 use super::buffer::{self, Locked};
 use super::fault::{Fault, Read};
-use super::layout::{Extent, Kind, NO_BLOCK, PAYLOAD};
+use super::layout::{Extent, Kind, Tail, HEAD, NO_BLOCK, PAGE, PAYLOAD};
 use super::wal::{tail, Change, PAGES_PER_RECORD};
 use super::{Identity, Index};
+use bytemuck::AnyBitPattern;
 use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
@@ -97,8 +98,16 @@ impl ColumnMap {
     /// Asks the processor for a span of page `ordinal`, if that was read before. A hint.
     pub fn prefetch(&self, ordinal: u32, span: Range<usize>) {
         if let Some(recent) = self.recent.get(ordinal as usize) {
-            buffer::prefetch(recent.get(), span);
+            buffer::prefetch_pin(recent.get());
+            buffer::prefetch(recent.get(), HEAD + span.start..HEAD + span.end);
+            buffer::prefetch(recent.get(), PAGE - size_of::<Tail>()..PAGE);
         }
+    }
+
+    /// What stands at this place of page `ordinal`, if that was read before. For hints alone: see
+    /// [`buffer::peek`].
+    pub fn peek<T: AnyBitPattern>(&self, ordinal: u32, at: usize) -> Option<T> {
+        buffer::peek(self.recent.get(ordinal as usize)?.get(), HEAD + at)
     }
 }
 

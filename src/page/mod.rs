@@ -20,6 +20,7 @@ mod buffer;
 mod column;
 mod extension;
 mod fault;
+pub mod heap;
 mod identity;
 pub mod layout;
 mod log;

@@ -86,13 +86,33 @@ impl RowMap {
         Ok(RowMap { rows, row_bytes, vectors, tids })
     }
 
-    /// Asks the processor for a row's vector, as far as it is on a page that was read before.
+    /// Asks the processor for a row's vector and TID, as far as they are on pages that were read
+    /// before. A hint.
     pub fn prefetch(&self, row: u64) {
         let start = row.wrapping_mul(self.row_bytes as u64);
-        let offset = (start % PAYLOAD as u64) as usize;
-        let end = (offset + self.row_bytes).min(PAYLOAD);
-        self.vectors.prefetch((start / PAYLOAD as u64) as u32, offset..end);
+        let mut ordinal = (start / PAYLOAD as u64) as u32;
+        let mut offset = (start % PAYLOAD as u64) as usize;
+        let mut left = self.row_bytes;
+        while left > 0 {
+            let length = left.min(PAYLOAD - offset);
+            self.vectors.prefetch(ordinal, offset..offset + length);
+            (ordinal, offset, left) = (ordinal.wrapping_add(1), 0, left - length);
+        }
+        let (ordinal, at) = place_of_tid(row);
+        self.tids.prefetch(ordinal, at..at + size_of::<Tid>());
     }
+
+    /// What seems to be the TID of a row, if its page was read before. For hints alone.
+    pub fn peek_tid(&self, row: u64) -> Option<Tid> {
+        let (ordinal, at) = place_of_tid(row);
+        self.tids.peek(ordinal, at)
+    }
+}
+
+/// The page of a row's TID, and where on it that is.
+fn place_of_tid(row: u64) -> (u32, usize) {
+    let (page, nth) = (row / TIDS_PER_PAGE as u64, row % TIDS_PER_PAGE as u64);
+    (page as u32, nth as usize * size_of::<Tid>())
 }
 
 /// Reads a segment's vectors.
@@ -178,8 +198,8 @@ impl TidReader {
         if row >= self.rows {
             return Err(Fault::damaged(0, "row number"));
         }
-        let at = (row % TIDS_PER_PAGE as u64) as usize * size_of::<Tid>();
-        self.column.page((row / TIDS_PER_PAGE as u64) as u32, |payload| {
+        let (ordinal, at) = place_of_tid(row);
+        self.column.page(ordinal, |payload| {
             bytemuck::pod_read_unaligned(&payload[at..at + size_of::<Tid>()])
         })
     }

@@ -1,0 +1,86 @@
+//! The heap pages of a scan's rows, brought near before the executor asks for them.
+//!
+//! Each row that a scan delivers is on a heap page of its own. To find its buffer is a search of a
+//! hash table, and the page is far from the processor too: half a dozen waits for memory, one after
+//! the other, for each row. A backend remembers which buffers it met heap pages in, as
+//! [`ColumnMap`](crate::page) does for the index's own. The processor is asked for a page while
+//! ranks are still computed, and a row is delivered with its page in the place where the heap's
+//! access method looks first: in its own hands, pinned.
+
+use crate::page::{heap, Tid};
+use pgrx::pg_sys;
+use std::cell::{Cell, RefCell};
+
+/// Where a backend met the pages of one table.
+#[derive(Debug, Default)]
+pub struct HeapPages {
+    /// For each page the number of its buffer, from 1 on, or 0. Zeroed memory is not there until it
+    /// is written to, so that a page never read costs nothing.
+    recent: RefCell<Box<[Cell<u32>]>>,
+    /// The row whose page was asked for last.
+    asked: Cell<Option<Tid>>,
+}
+
+/// Pages from this one on, at 128 GB, are not remembered.
+const MOST_PAGES: usize = 1 << 24;
+
+impl HeapPages {
+    fn recent(&self, block: u32) -> u32 {
+        self.recent.borrow().get(block as usize).map_or(0, Cell::get)
+    }
+
+    fn remember(&self, block: u32, buffer: pg_sys::Buffer) {
+        let at = block as usize;
+        // Local buffers, of temporary relations, have numbers below zero.
+        let Ok(number) = u32::try_from(buffer) else { return };
+        let mut recent = self.recent.borrow_mut();
+        if at >= recent.len() && at < MOST_PAGES {
+            let mut more = bytemuck::zeroed_slice_box::<Cell<u32>>((at + 1).next_power_of_two());
+            more[..recent.len()].clone_from_slice(&recent);
+            *recent = more;
+        }
+        if let Some(of) = recent.get(at) {
+            of.set(number);
+        }
+    }
+
+    /// Asks the processor for the page of a row that will be delivered, and for the row asked for
+    /// before, whose page has come meanwhile. A hint: neither need be there.
+    pub fn prefetch(&self, tid: Tid) {
+        heap::prefetch_line_pointer(self.recent(tid.block()), tid.offset());
+        if let Some(before) = self.asked.replace(Some(tid)) {
+            heap::prefetch_row(self.recent(before.block()), before.offset());
+        }
+    }
+
+    /// Gives the page of a row that is being delivered to the heap's access method, which would
+    /// look for it otherwise.
+    pub fn hand_over(&self, scan: &mut pg_sys::IndexScanDescData, tid: Tid) {
+        let table = scan.heapRelation;
+        // SAFETY: the scan holds the heap open. What fetches its rows is what its access method
+        // made, and the heap's makes an IndexFetchHeapData. It keeps the buffer it has pinned there
+        // and gives it up itself, so that a pin is passed on and taken over here.
+        unsafe {
+            if table.is_null()
+                || scan.xs_heapfetch.is_null()
+                || (*table).rd_tableam != pg_sys::GetHeapamTableAmRoutine()
+            {
+                return;
+            }
+            let fetch = &mut *scan.xs_heapfetch.cast::<pg_sys::IndexFetchHeapData>();
+            let recent = self.recent(tid.block());
+            let buffer = heap::pin(table, tid.block(), recent);
+            if u32::try_from(buffer) != Ok(recent) {
+                self.remember(tid.block(), buffer);
+            }
+            let before = std::mem::replace(&mut fetch.xs_cbuf, buffer);
+            if before != pg_sys::InvalidBuffer as pg_sys::Buffer {
+                pg_sys::ReleaseBuffer(before);
+            }
+            if before != buffer {
+                // As the heap does with a page it comes to.
+                pg_sys::heap_page_prune_opt(table, buffer);
+            }
+        }
+    }
+}
