@@ -22,7 +22,7 @@ pub struct Hit {
 /// A query, prepared for the bounds of rows from their codes, which are taken about zero.
 pub enum Bounding {
     /// Bounds that ranks are hardly ever below.
-    Likely(approximate::Query, approximate::BucketQuery),
+    Likely(approximate::Query),
     /// Bounds of the confidence named.
     Certain(quant::BucketQuery, f32),
 }
@@ -30,18 +30,15 @@ pub enum Bounding {
 impl Bounding {
     /// For bounds of this confidence ([`quant::BucketQuery::estimate`]); those of 1 are certain.
     pub fn new(metric: Metric, query: &[f32], confidence: f32) -> Bounding {
-        let zero = vec![0.0; query.len()];
         if confidence < 1.0 && approximate::is_supported(metric) {
             let mut direction = query.to_vec();
             if metric == Metric::Cosine {
                 quant::normalize(query, &mut direction);
             }
-            let query = approximate::Query::new(metric, &direction, confidence);
-            let mut prepared = approximate::BucketQuery::default();
-            query.for_bucket(&zero, &mut prepared);
-            return Bounding::Likely(query, prepared);
+            return Bounding::Likely(approximate::Query::new(metric, &direction, confidence));
         }
         let mut prepared = quant::BucketQuery::default();
+        let zero = vec![0.0; query.len()];
         quant::Query::new(metric, query, 0.0).for_bucket(&zero, &mut prepared);
         Bounding::Certain(prepared, confidence)
     }
@@ -166,7 +163,7 @@ impl<R: Region> Graph<'_, R> {
         let stride = quant::stride(self.dims());
         let mut estimates = Vec::new();
         self.coded_runs(rows, |_, factors, codes| match query {
-            Bounding::Likely(query, zero) => query.bounds(zero, factors, codes, bounds),
+            Bounding::Likely(query) => query.bounds(factors, codes, bounds),
             Bounding::Certain(query, confidence) => {
                 query.estimate(factors, codes, stride, *confidence, &mut estimates);
                 bounds.extend(estimates.iter().map(|estimate| estimate.lower));
@@ -183,7 +180,7 @@ impl<R: Region> Graph<'_, R> {
         self.coded_runs(row..row.saturating_add(1), |_, factors, codes| {
             let [factors] = factors else { return };
             bound = match query {
-                Bounding::Likely(query, zero) => query.estimate(zero, factors, codes).lower,
+                Bounding::Likely(query) => query.bound_of(factors, codes),
                 Bounding::Certain(query, confidence) => {
                     let mut estimates = Vec::new();
                     let factors = std::slice::from_ref(factors);

@@ -7,7 +7,7 @@
 
 use super::query::{Bucket, Coded, Rows};
 use crate::arena::{RoutingArena, SignCodes, SpilledRow};
-use crate::quant::approximate::{self, BucketQuery};
+use crate::quant::approximate;
 use crate::quant::sign::{self, Coding, Widened};
 use crate::quant::Factors;
 use crate::simd::{self, kernels, select};
@@ -55,7 +55,8 @@ struct Room {
     seen: FxHashSet<(u32, u64)>,
     /// Their estimated ranks.
     values: Vec<f32>,
-    queries: BucketQueries,
+    /// Ranks of the centroids of their buckets.
+    centroids: FxHashMap<u32, f32>,
     widened: Widened,
     scratch: Vec<f32>,
 }
@@ -80,7 +81,7 @@ impl Drop for Shortlist {
                 Some(room.seen).filter(|seen| seen.capacity() <= MOST_SEEN).unwrap_or_default();
             room.seen.clear();
             room.values.clear();
-            room.queries.clear();
+            room.centroids.clear();
             // Nobody to keep it for while the thread ends.
             let _ = SPARE.try_with(|spare| spare.replace(Some(room)));
         }
@@ -215,8 +216,10 @@ impl Shortlist {
                 routing.prefetch_centroid(later.bucket);
             }
             let Target { segment, row, bucket, factors, codes } = *target;
-            let query = self.room.queries.get(&self.coded, routing, bucket);
-            let estimate = self.coded.estimate(query, factors, codes);
+            let centroid = routing.centroid(bucket);
+            let rank =
+                self.room.centroids.entry(bucket).or_insert_with(|| self.coded.rank(centroid));
+            let estimate = self.coded.estimate((*rank, centroid), factors, codes);
             self.room.values.push(estimate.value);
             found(Estimated { segment, row, lower: estimate.lower });
         }
@@ -308,35 +311,4 @@ fn target<'r>(
     simd::prefetch(bytemuck::cast_slice(codes));
     simd::prefetch(bytemuck::bytes_of(factors));
     Some(Target { segment, bucket, row, factors, codes })
-}
-
-/// The query as prepared for each bucket that has been met.
-#[derive(Default)]
-struct BucketQueries {
-    places: FxHashMap<u32, usize>,
-    /// As many as there are places are of this query, the others have room for codes.
-    prepared: Vec<BucketQuery>,
-}
-
-impl BucketQueries {
-    fn clear(&mut self) {
-        self.places.clear();
-    }
-
-    fn get(
-        &mut self,
-        coded: &approximate::Query,
-        routing: &RoutingArena,
-        bucket: u32,
-    ) -> &BucketQuery {
-        let (next, prepared) = (self.places.len(), &mut self.prepared);
-        let place = *self.places.entry(bucket).or_insert_with(|| {
-            if next == prepared.len() {
-                prepared.push(BucketQuery::default());
-            }
-            coded.for_bucket(routing.centroid(bucket), &mut prepared[next]);
-            next
-        });
-        &self.prepared[place]
-    }
 }

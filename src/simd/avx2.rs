@@ -41,6 +41,8 @@ static KERNELS: Kernels = Kernels {
     // SAFETY: as above.
     l1_i8: |query, codes, scale| unsafe { l1_i8(query, codes, scale) },
     // SAFETY: as above.
+    residual_i8: |query, centroid, codes| unsafe { residual_i8(query, centroid, codes) },
+    // SAFETY: as above.
     tile_product: |rows, cols, products| unsafe { tile_product(rows, cols, products) },
     // SAFETY: as above.
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
@@ -66,6 +68,8 @@ static KERNELS: Kernels = Kernels {
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
     least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
+    // SAFETY: as above.
+    count_up_to: |values, high| unsafe { count_up_to(values, high) },
     // SAFETY: as above.
     up_to: |values, high, places| unsafe { up_to(values, high, places) },
 };
@@ -172,6 +176,29 @@ fn cosine(a: &[f32], b: &[f32]) -> CosineParts {
         norm_b[s] = _mm256_fmadd_ps(y, y, norm_b[s]);
     });
     CosineParts { dot: total(dot), norm_a: total(norm_a), norm_b: total(norm_b) }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn residual_i8(query: &[f32], centroid: &[f32], codes: &[i8]) -> f32 {
+    let n = query.len().min(centroid.len()).min(codes.len());
+    let (query, query_rest) = query[..n].as_chunks::<LANES>();
+    let (centroid, centroid_rest) = centroid[..n].as_chunks::<LANES>();
+    let (codes, codes_rest) = codes[..n].as_chunks::<LANES>();
+    let mut sums = [_mm256_setzero_ps(); SUMS];
+    for (i, ((x, c), codes)) in query.iter().zip(centroid).zip(codes).enumerate() {
+        // SAFETY: all three chunks have eight elements.
+        let (x, c, codes) = unsafe {
+            (
+                _mm256_loadu_ps(x.as_ptr()),
+                _mm256_loadu_ps(c.as_ptr()),
+                _mm_loadl_epi64(codes.as_ptr().cast()),
+            )
+        };
+        let codes = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(codes));
+        let sum = &mut sums[i % SUMS];
+        *sum = _mm256_fmadd_ps(_mm256_sub_ps(x, c), codes, *sum);
+    }
+    total(sums) + scalar::residual_i8_body(query_rest, centroid_rest, codes_rest)
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -372,6 +399,11 @@ fn sign_tables(query: &[f32], tables: &mut [u8]) -> SignScale {
 #[target_feature(enable = "avx2,fma")]
 fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
     scalar::quantize_body(values, shift, codes)
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn count_up_to(values: &[f32], high: f32) -> usize {
+    scalar::count_up_to_body(values, high)
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -1,5 +1,6 @@
 //! Kernels for AVX-512 (F, BW, VL); the int8 products use VNNI where there is one.
 
+mod lowest;
 mod tile;
 
 use std::arch::x86_64::*;
@@ -7,7 +8,7 @@ use std::arch::x86_64::*;
 use super::prefetch::Ahead;
 use super::{
     check_coded, check_rows, check_signs, check_tables, scalar, sign_block_bytes, CosineParts,
-    Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, LEAST_OF, SIGN_BLOCK,
+    Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, SIGN_BLOCK,
     SIGN_GROUP,
 };
 
@@ -38,6 +39,8 @@ const TABLE: Kernels = Kernels {
     // SAFETY: as above.
     l1_i8: |query, codes, scale| unsafe { l1_i8(query, codes, scale) },
     // SAFETY: as above.
+    residual_i8: |query, centroid, codes| unsafe { residual_i8(query, centroid, codes) },
+    // SAFETY: as above.
     tile_product: |rows, cols, products| unsafe { tile::product(rows, cols, products) },
     // SAFETY: as above.
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
@@ -62,9 +65,11 @@ const TABLE: Kernels = Kernels {
     // SAFETY: as above.
     quantize: |values, shift, codes| unsafe { quantize(values, shift, codes) },
     // SAFETY: as above.
-    least_of_runs: |values, least| unsafe { least_of_runs(values, least) },
+    least_of_runs: |values, least| unsafe { lowest::least_of_runs(values, least) },
     // SAFETY: as above.
-    up_to: |values, high, places| unsafe { up_to(values, high, places) },
+    count_up_to: |values, high| unsafe { lowest::count_up_to(values, high) },
+    // SAFETY: as above.
+    up_to: |values, high, places| unsafe { lowest::up_to(values, high, places) },
 };
 
 static WITHOUT_VNNI: Kernels = TABLE;
@@ -188,6 +193,26 @@ fn cosine(a: &[f32], b: &[f32]) -> CosineParts {
         norm_b[s] = _mm512_fmadd_ps(y, y, norm_b[s]);
     });
     CosineParts { dot: total(dot), norm_a: total(norm_a), norm_b: total(norm_b) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn residual_i8(query: &[f32], centroid: &[f32], codes: &[i8]) -> f32 {
+    let n = query.len().min(centroid.len()).min(codes.len());
+    let (query, centroid, codes) = (query.as_ptr(), centroid.as_ptr(), codes.as_ptr());
+    let mut sums = [_mm512_setzero_ps(); SUMS];
+    in_chunks(n, |s, at, mask| {
+        // SAFETY: the mask keeps the loads within the n elements of all three slices.
+        let (x, c, code) = unsafe {
+            (
+                _mm512_maskz_loadu_ps(mask, query.add(at)),
+                _mm512_maskz_loadu_ps(mask, centroid.add(at)),
+                _mm_maskz_loadu_epi8(mask, codes.add(at)),
+            )
+        };
+        let code = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(code));
+        sums[s] = _mm512_fmadd_ps(_mm512_sub_ps(x, c), code, sums[s]);
+    });
+    total(sums)
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
@@ -550,36 +575,4 @@ fn four_lanes(x: __m512i) -> __m128i {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 fn quantize(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
     scalar::quantize_body(values, shift, codes)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn up_to(values: &[f32], high: f32, places: &mut Vec<u32>) {
-    let bound = _mm512_set1_ps(high);
-    let (runs, rest) = values.as_chunks::<LANES>();
-    let mut first = 0;
-    for run in runs {
-        // SAFETY: a run has LANES elements.
-        let run = unsafe { _mm512_loadu_ps(run.as_ptr()) };
-        let mut low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(run, bound);
-        while low != 0 {
-            places.push(first + low.trailing_zeros());
-            low &= low - 1;
-        }
-        first += LANES as u32;
-    }
-    scalar::up_to_body(rest, high, first, places);
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-fn least_of_runs(values: &[f32], least: &mut [f32]) {
-    let (runs, rest) = values.as_chunks::<LEAST_OF>();
-    let count = runs.len().min(least.len());
-    let (of_runs, of_rest) = least.split_at_mut(count);
-    for (run, least) in runs.iter().zip(of_runs) {
-        // SAFETY: a run has LANES = LEAST_OF elements.
-        let run = unsafe { _mm512_loadu_ps(run.as_ptr()) };
-        let number = _mm512_cmp_ps_mask::<_CMP_ORD_Q>(run, run);
-        *least = _mm512_mask_reduce_min_ps(number, run);
-    }
-    scalar::least_of_runs_body(rest, of_rest);
 }

@@ -125,6 +125,8 @@ pub struct Kernels {
     pub dot_i8_rows: fn(&[i8], &[i8], usize, &mut [i32]),
     /// `(query, codes, scale)`: the sum of `|query[j] - scale * codes[j]|`.
     pub l1_i8: fn(&[f32], &[i8], f32) -> f32,
+    /// `(query, centroid, codes)`: the sum of `(query[j] - centroid[j]) * codes[j]`.
+    pub residual_i8: fn(&[f32], &[f32], &[i8]) -> f32,
     /// `(rows, cols, products)`: adds to `products[r * TILE_COLS + c]` the sum over `j` of
     /// `rows[j * TILE_ROWS + r] * cols[j * TILE_COLS + c]`.
     pub tile_product: fn(&[f32], &[f32], &mut Tile),
@@ -162,6 +164,8 @@ pub struct Kernels {
     /// `(values, least)`: the least of every [`LEAST_OF`] values; what is not a number is passed
     /// over. `least` has one for each whole or broken run.
     pub least_of_runs: fn(&[f32], &mut [f32]),
+    /// `(values, high)`: how many of the values are up to `high`.
+    pub count_up_to: fn(&[f32], f32) -> usize,
     /// `(values, high, places)`: appends to `places`, ascending, those of the values up to `high`.
     pub up_to: fn(&[f32], f32, &mut Vec<u32>),
 }

@@ -38,6 +38,7 @@ static KERNELS: Kernels = Kernels {
     },
     // SAFETY: as above.
     l1_i8: |query, codes, scale| unsafe { l1_i8(query, codes, scale) },
+    residual_i8: scalar::residual_i8_body,
     // SAFETY: as above.
     tile_product: |rows, cols, products| unsafe { tile_product(rows, cols, products) },
     // SAFETY: as above.
@@ -56,6 +57,7 @@ static KERNELS: Kernels = Kernels {
     },
     quantize: |values, shift, codes| scalar::quantize_body(values, shift, codes),
     least_of_runs: |values, least| scalar::least_of_runs_body(values, least),
+    count_up_to: scalar::count_up_to_body,
     up_to: |values, high, places| scalar::up_to_body(values, high, 0, places),
 };
 

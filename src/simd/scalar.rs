@@ -19,6 +19,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     cosine,
     dot_i8_rows,
     l1_i8,
+    residual_i8: residual_i8_body,
     tile_product,
     tile_nearest,
     tile_nearest_coded,
@@ -28,6 +29,7 @@ pub(super) static KERNELS: Kernels = Kernels {
     grid: grid_body,
     quantize: |values, shift, codes| quantize_body(values, shift, codes),
     least_of_runs: |values, least| least_of_runs_body(values, least),
+    count_up_to: count_up_to_body,
     up_to: |values, high, places| up_to_body(values, high, 0, places),
 };
 
@@ -57,6 +59,24 @@ fn l1_i8(query: &[f32], codes: &[i8], scale: f32) -> f32 {
     sum_terms(query, codes, |x, code| (x - scale * f32::from(code)).abs())
 }
 
+/// [`Kernels::residual_i8`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn residual_i8_body(query: &[f32], centroid: &[f32], codes: &[i8]) -> f32 {
+    let n = query.len().min(centroid.len()).min(codes.len());
+    let (query, query_rest) = query[..n].as_chunks::<LANES>();
+    let (centroid, centroid_rest) = centroid[..n].as_chunks::<LANES>();
+    let (codes, codes_rest) = codes[..n].as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
+    for ((query, centroid), codes) in query.iter().zip(centroid).zip(codes) {
+        for lane in 0..LANES {
+            sums[lane] += (query[lane] - centroid[lane]) * f32::from(codes[lane]);
+        }
+    }
+    let rest = query_rest.iter().zip(centroid_rest).zip(codes_rest);
+    let rest: f32 = rest.map(|((x, c), code)| (x - c) * f32::from(*code)).sum();
+    total(sums) + rest
+}
+
 #[inline(always)]
 fn sum_terms<B: Copy>(a: &[f32], b: &[B], term: impl Fn(f32, B) -> f32) -> f32 {
     let n = a.len().min(b.len());
@@ -71,6 +91,12 @@ fn sum_terms<B: Copy>(a: &[f32], b: &[B], term: impl Fn(f32, B) -> f32) -> f32 {
     for (sum, (&x, &y)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
         *sum += term(x, y);
     }
+    total(sums)
+}
+
+/// Adds up all lanes, always in the same order.
+#[inline(always)]
+fn total(mut sums: [f32; LANES]) -> f32 {
     let mut width = LANES / 2;
     while width > 0 {
         for lane in 0..width {
@@ -402,6 +428,14 @@ pub(super) fn quantize_body(values: &[f32], shift: &[f32], codes: &mut [i8]) -> 
         *code_out = code(*x, *s);
     }
     step
+}
+
+/// [`Kernels::count_up_to`] for the compiler to vectorise with its caller's instruction set.
+#[inline(always)]
+pub(super) fn count_up_to_body(values: &[f32], high: f32) -> usize {
+    // Counters as wide as values, for no more than they can count.
+    let count = |values: &[f32]| values.iter().map(|value| u32::from(*value <= high)).sum::<u32>();
+    values.chunks(1 << 16).map(|values| count(values) as usize).sum()
 }
 
 /// [`Kernels::up_to`] for the compiler to vectorise with its caller's instruction set: it looks at

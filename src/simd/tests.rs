@@ -218,6 +218,29 @@ fn l1_to_codes_agrees_with_double_precision() {
 }
 
 #[test]
+fn products_of_residuals_and_codes_agree_with_double_precision() {
+    let mut rng = SmallRng::seed_from_u64(15);
+    for k in tables() {
+        for n in dims() {
+            let (query, centroid) = (random(&mut rng, n), random(&mut rng, n));
+            let codes: Vec<i8> = (0..n + 7).map(|_| rng.random()).collect();
+            let terms = || {
+                let pairs = query.iter().zip(&centroid).map(|(x, c)| f64::from(*x) - f64::from(*c));
+                pairs.zip(&codes).map(|(residual, code)| residual * f64::from(*code))
+            };
+            assert_sum(
+                (k.residual_i8)(&query, &centroid, &codes),
+                terms(),
+                2.0 * terms().map(f64::abs).sum::<f64>(),
+                &format!("residual_i8, {} at {n} dimensions", k.level.name()),
+            );
+        }
+        let nan = (k.residual_i8)(&[f32::NAN; 70], &[0.0; 70], &[1; 70]);
+        assert!(nan.is_nan(), "{}", k.level.name());
+    }
+}
+
+#[test]
 fn tiles_agree_with_double_precision() {
     let mut rng = SmallRng::seed_from_u64(6);
     for k in tables() {
@@ -533,6 +556,7 @@ fn values_up_to_a_bound_are_found() {
                 let mut places = vec![7];
                 (k.up_to)(&values, high, &mut places);
                 let expected = (0..n as u32).filter(|place| values[*place as usize] <= high);
+                assert_eq!((k.count_up_to)(&values, high), expected.clone().count());
                 assert_eq!(places, [7].into_iter().chain(expected).collect::<Vec<u32>>());
             }
         }
