@@ -22,7 +22,7 @@ use drift_pg::cluster::{self, Router, Trained};
 use drift_pg::metric::Metric;
 use drift_pg::quant::sign;
 use drift_pg::search::{self, Bucket, Coded, Effort, Order, Params, Search, Source};
-use drift_pg::simd::kernels;
+use drift_pg::simd::{self, kernels};
 use truth::K;
 
 const PROBES: [u64; 14] = [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
@@ -231,6 +231,10 @@ impl search::Rows for &Index {
 
     fn entry(&self, _segment: u32, entry: u32) -> Bucket<'_> {
         self.coded(entry as usize)
+    }
+
+    fn prefetch_vector(&self, _segment: u32, row: u64) {
+        simd::prefetch(bytemuck::cast_slice(self.rows.row(row as usize)));
     }
 
     fn vector<T>(

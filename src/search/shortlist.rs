@@ -53,8 +53,9 @@ struct Room {
     runs: Vec<Run>,
     /// Rows whose int8 codes have been looked at.
     seen: FxHashSet<(u32, u64)>,
-    /// Their estimated ranks.
+    /// Their estimated ranks, and these rows.
     values: Vec<f32>,
+    rows: Vec<(u32, u64)>,
     /// Ranks of the centroids of their buckets.
     centroids: FxHashMap<u32, f32>,
     widened: Widened,
@@ -81,6 +82,7 @@ impl Drop for Shortlist {
                 Some(room.seen).filter(|seen| seen.capacity() <= MOST_SEEN).unwrap_or_default();
             room.seen.clear();
             room.values.clear();
+            room.rows.clear();
             room.centroids.clear();
             // Nobody to keep it for while the thread ends.
             let _ = SPARE.try_with(|spare| spare.replace(Some(room)));
@@ -196,6 +198,12 @@ impl Shortlist {
             f32::INFINITY
         };
         self.horizon = lowest.max(beyond);
+        // Most of them stay the nearest, and are read next.
+        for (value, (segment, row)) in self.room.values.iter().zip(&self.room.rows) {
+            if *value <= beyond {
+                rows.prefetch_vector(*segment, *row);
+            }
+        }
         if beyond > lowest {
             self.estimate_up_to(beyond, routing, rows, &mut found);
         }
@@ -221,6 +229,7 @@ impl Shortlist {
                 self.room.centroids.entry(bucket).or_insert_with(|| self.coded.rank(centroid));
             let estimate = self.coded.estimate((*rank, centroid), factors, codes);
             self.room.values.push(estimate.value);
+            self.room.rows.push((segment, row));
             found(Estimated { segment, row, lower: estimate.lower });
         }
     }
