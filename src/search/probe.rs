@@ -133,6 +133,7 @@ impl ProbeOrder {
             self.groups.select_nth_unstable_by(count, order);
         }
         let metric = routing.identity().metric;
+        self.scores.reserve(count.min(self.groups.len()) * (members + members / 4));
         for (_, nth) in self.groups.drain(..count.min(self.groups.len())) {
             let group = routing.group(nth);
             let start = self.scores.len();
@@ -166,6 +167,8 @@ impl ProbeOrder {
         // A threshold for more may be less: neither is exact.
         let high = before.map_or(high, |before| before.max(high));
         let (batch, scores) = (&mut self.batch, &self.scores);
+        let about = 2 * self.next.min(scores.len());
+        batch.reserve(about);
         let mut runs = self.runs.iter().peekable();
         let mut shift = 0;
         let push = |at: usize| {
@@ -180,7 +183,7 @@ impl ProbeOrder {
             batch.extend(bucket.map(|bucket| (scores[at], bucket)));
         };
         if high < f32::INFINITY {
-            let mut low = Vec::new();
+            let mut low = Vec::with_capacity(about);
             (kernels().up_to)(scores, high, &mut low);
             let is_new =
                 |at: &usize| *at >= scored || before.is_none_or(|before| scores[*at] > before);
