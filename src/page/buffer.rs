@@ -9,6 +9,7 @@ use pgrx::pg_sys;
 use std::cell::Cell;
 use std::mem::{align_of, size_of};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A buffer with its content lock held.
 ///
@@ -149,8 +150,22 @@ impl Locked {
     }
 }
 
+/// Of so many pages that may be where they were, one is looked for all the same. Only then does the
+/// server take note that the page is in use, and keeps it when room is needed.
+const LOOKED_FOR: u32 = 32;
+
+/// Whether to look for a page. Searches are alike: at a fixed distance it might always be the same
+/// one's turn.
+fn is_looked_for() -> bool {
+    static STATE: AtomicU32 = AtomicU32::new(1);
+    // A linear congruential generator (Numerical Recipes, section 7.1), whose upper bits are good.
+    let next = STATE.load(Ordering::Relaxed).wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+    STATE.store(next, Ordering::Relaxed);
+    next < u32::MAX / LOOKED_FOR
+}
+
 /// Pins `block` of a relation's main fork if it still is in buffer `recent`, and counts it as
-/// ReadBuffer does.
+/// ReadBuffer does; now and then none, for the page to be looked for.
 ///
 /// # Safety
 /// The relation is open, and `recent` zero or the number of what once was a shared buffer.
@@ -160,11 +175,14 @@ pub unsafe fn pin_recent(
     recent: u32,
 ) -> Option<pg_sys::Buffer> {
     let buffer = recent as pg_sys::Buffer;
+    if buffer == 0 || is_looked_for() {
+        return None;
+    }
     // SAFETY: the caller's promise. A buffer's number remains in range, and ReadRecentBuffer pins
     // the buffer only if it holds the page that is asked for.
     unsafe {
         let (node, main) = ((*relation).rd_node, pg_sys::ForkNumber::MAIN_FORKNUM);
-        if buffer == 0 || !pg_sys::ReadRecentBuffer(node, main, block, buffer) {
+        if !pg_sys::ReadRecentBuffer(node, main, block, buffer) {
             return None;
         }
         if (*relation).pgstat_info.is_null() && (*relation).pgstat_enabled {

@@ -132,3 +132,29 @@ fn a_page_that_a_scan_comes_to_is_pruned() -> Result<()> {
     ensure!(pages == 1, "{pages} pages");
     Ok(())
 }
+
+#[test]
+fn pages_that_scans_come_to_count_as_used() -> Result<()> {
+    let mut cluster = Cluster::builder().conf("autovacuum", "off").start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute("CREATE EXTENSION drift_pg; CREATE EXTENSION pg_buffercache")?;
+    fill(&mut client, "", "t", 2000)?;
+    client.batch_execute("VACUUM t")?;
+    drop(client);
+    // Nobody has used a page that was just read in.
+    cluster.restart()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute("SET enable_seqscan = off")?;
+    let select = format!("SELECT id FROM t ORDER BY e <-> '{}' LIMIT 10", QUERIES[0]);
+    for _ in 0..500 {
+        client.query(&select, &[])?;
+    }
+    let counts = client.query(
+        "SELECT usagecount::int FROM pg_buffercache
+         WHERE relfilenode = pg_relation_filenode('t') AND relforknumber = 0",
+        &[],
+    )?;
+    let counts: Vec<i32> = counts.iter().map(|row| row.get(0)).collect();
+    ensure!(counts.len() >= 5 && counts.iter().all(|count| *count > 2), "{counts:?}");
+    Ok(())
+}
