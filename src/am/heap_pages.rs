@@ -68,19 +68,21 @@ impl HeapPages {
                 return;
             }
             let fetch = &mut *scan.xs_heapfetch.cast::<pg_sys::IndexFetchHeapData>();
-            let recent = self.recent(tid.block());
-            let buffer = heap::pin(table, tid.block(), recent);
-            if u32::try_from(buffer) != Ok(recent) {
-                self.remember(tid.block(), buffer);
+            let (block, held) = (tid.block(), fetch.xs_cbuf);
+            let has_page = held != pg_sys::InvalidBuffer as pg_sys::Buffer;
+            if has_page && pg_sys::BufferGetBlockNumber(held) == block {
+                return;
             }
-            let before = std::mem::replace(&mut fetch.xs_cbuf, buffer);
-            if before != pg_sys::InvalidBuffer as pg_sys::Buffer {
-                pg_sys::ReleaseBuffer(before);
+            let recent = self.recent(block);
+            fetch.xs_cbuf = heap::pin(table, block, recent);
+            if has_page {
+                pg_sys::ReleaseBuffer(held);
             }
-            if before != buffer {
-                // As the heap does with a page it comes to.
-                pg_sys::heap_page_prune_opt(table, buffer);
+            if u32::try_from(fetch.xs_cbuf) != Ok(recent) {
+                self.remember(block, fetch.xs_cbuf);
             }
+            // As the heap does with a page it comes to.
+            pg_sys::heap_page_prune_opt(table, fetch.xs_cbuf);
         }
     }
 }
