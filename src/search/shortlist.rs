@@ -23,6 +23,9 @@ const GROWTH: usize = 4;
 /// Rows ahead of the one being estimated whose buckets' centroids are asked for.
 const CENTROIDS_AHEAD: usize = 4;
 
+/// Vectors asked for at most while more rows are estimated: what is read much later would be gone.
+const VECTORS_AHEAD: usize = 16;
+
 /// A row whose int8 code was looked at.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Estimated {
@@ -199,10 +202,10 @@ impl Shortlist {
         };
         self.horizon = lowest.max(beyond);
         // Most of them stay the nearest, and are read next.
-        for (value, (segment, row)) in self.room.values.iter().zip(&self.room.rows) {
-            if *value <= beyond {
-                rows.prefetch_vector(*segment, *row);
-            }
+        let estimated = self.room.values.iter().zip(&self.room.rows);
+        let nearest = estimated.filter(|(value, _)| **value <= beyond);
+        for (_, (segment, row)) in nearest.take(VECTORS_AHEAD) {
+            rows.prefetch_vector(*segment, *row);
         }
         if beyond > lowest {
             self.estimate_up_to(beyond, routing, rows, &mut found);
