@@ -188,6 +188,7 @@ mod tests {
                 for (nth, ((factors, codes), bound)) in each.enumerate() {
                     let Estimate { value, lower } = query.estimate(about, factors, codes);
                     let what = format!("{metric:?} {dim}: row {nth}, {bound} of {lower}");
+                    assert_eq!(*bound, query.bound_of(factors, codes), "{what}");
                     if factors.error.is_infinite() {
                         let least = if metric == Metric::L2 { 0.0 } else { f32::NEG_INFINITY };
                         assert_eq!((lower, *bound), (f32::NEG_INFINITY, least), "{what}");

@@ -168,10 +168,6 @@ pub struct Search {
 /// wanted. What lies nearer than the rows delivered before comes late, so it is well ahead.
 const WIDENING: u64 = 4;
 
-/// Bytes of a bucket's codes asked for at once. The processor's own prefetching goes on from there,
-/// across a page.
-const BEGIN: usize = 2048;
-
 /// Vectors asked for ahead of their being read.
 const AHEAD: usize = 8;
 
@@ -341,7 +337,7 @@ impl Search {
             for segment in 0..rows.segments() {
                 let ahead = next.map_or(&[][..], |next| rows.codes_ahead(segment, next));
                 match rows.bucket(segment, bucket) {
-                    Bucket::Empty => simd::prefetch(&ahead[..ahead.len().min(BEGIN)]),
+                    Bucket::Empty => prefetch_begin(ahead),
                     Bucket::Coded(codes) => {
                         if let (Some(shortlist), Some(signs)) = (&mut self.shortlist, codes.signs) {
                             self.scanned += (codes.factors.len() + signs.spilled.len()) as u64;
@@ -349,7 +345,7 @@ impl Search {
                             continue;
                         }
                         self.scanned += codes.factors.len() as u64;
-                        simd::prefetch(&ahead[..ahead.len().min(BEGIN)]);
+                        prefetch_begin(ahead);
                         if !prepared {
                             self.coded.for_bucket(routing.centroid(bucket), &mut self.bucket);
                             prepared = true;
@@ -425,6 +421,13 @@ impl Search {
             }
         }
     }
+}
+
+/// Asks the processor for the first of a bucket's codes. Its own prefetching goes on from there,
+/// across a page.
+fn prefetch_begin(codes: &[u8]) {
+    const BEGIN: usize = 2048;
+    simd::prefetch(&codes[..codes.len().min(BEGIN)]);
 }
 
 /// Moves rows of sign codes that may be the next to those whose int8 codes have been looked at.

@@ -8,7 +8,7 @@ const SPREAD: usize = 4;
 /// A number not below the `count` lowest of `values`, and below most others: usually not many more
 /// than `count` values are up to it. Infinity when there are no more than `count`.
 ///
-/// It is the `count`-th lowest of the minima of small sets of them. So many sets have a value up to
+/// It is about the `count`-th lowest of the minima of small sets of them. So many sets have a value up to
 /// it, and the lowest values rarely share one: runs, or, where these would be too few, what is
 /// [`SPREAD`] parts of the values apart.
 pub fn threshold(values: &[f32], count: usize, scratch: &mut Vec<f32>) -> f32 {
