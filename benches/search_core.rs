@@ -26,6 +26,19 @@ use drift_pg::simd::{self, kernels};
 use truth::K;
 
 const PROBES: [u64; 14] = [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+/// How far from the nearest bucket others are probed, and how many that are, about.
+const MARGINS: [(f32, u64); 10] = [
+    (0.4, 3),
+    (0.6, 5),
+    (0.8, 7),
+    (0.9, 9),
+    (1.0, 12),
+    (1.1, 15),
+    (1.2, 20),
+    (1.4, 30),
+    (1.6, 50),
+    (1.8, 80),
+];
 const ROUNDS: usize = 5;
 static STOP: AtomicBool = AtomicBool::new(false);
 
@@ -55,7 +68,13 @@ fn main() -> Result<()> {
     let index = build(&base, metric, buckets)?;
     drop(base);
 
-    println!("  probes  recall@10    queries/s   median µs   p99 µs");
+    let columns = "recall@10    queries/s   median µs   p99 µs";
+    println!("  margin  {columns}");
+    for (margin, about) in MARGINS {
+        let effort = Effort::within(margin, about);
+        measure(&index, &queries, &truth, effort, &format!("{margin:8.1}"));
+    }
+    println!("  probes  {columns}");
     for probes in PROBES.into_iter().filter(|probes| *probes <= buckets as u64) {
         let effort = Effort::of(probes);
         measure(&index, &queries, &truth, effort, &format!("{probes:8}"));

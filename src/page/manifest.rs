@@ -14,15 +14,16 @@ use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
-use crate::search::{Calibration, Shares};
+use crate::search::{Calibration, Margins, Shares};
 use bytemuck::{Pod, Zeroable};
 use std::mem::{offset_of, size_of};
 
-/// Bytes of the head in version 1.
+/// Bytes of the head in versions 1 and 2.
 const HEAD_1: usize = 104;
+const HEAD_2: usize = 136;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
-/// 1: its head ends with the router. 2: shares for a hundred rows follow.
-const VERSION: u32 = 2;
+/// 1: its head ends with the router. 2: shares for a hundred rows follow. 3: and margins.
+const VERSION: u32 = 3;
 
 /// The router all segments are sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,11 +54,12 @@ pub struct Manifest {
 /// ```text
 /// 0       4         8          12        16              24      28     32            64
 /// | magic | version | segments | extents | trained rows  | bckts | zero | few         | router |
-/// 104    136
-/// | many |
+/// 104    136          168           200
+/// | many | few margins | many margins |
 /// ```
 ///
-/// `few` and `many` are the router's calibration. In version 1 the head ends before `many`.
+/// `few` and `many` are the router's calibration, with margins or, where all are zero, without. In
+/// version 1 the head ends before `many`, in version 2 before the margins.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct HeadEntry {
@@ -71,6 +73,7 @@ struct HeadEntry {
     few: Shares,
     router: ColumnEntry,
     many: Shares,
+    margins: [Margins; 2],
 }
 
 /// ```text
@@ -104,8 +107,9 @@ struct SegmentEntry {
 }
 
 const _: () = assert!(size_of::<ColumnEntry>() == 40);
-const _: () = assert!(size_of::<HeadEntry>() == 136);
+const _: () = assert!(size_of::<HeadEntry>() == 200);
 const _: () = assert!(offset_of!(HeadEntry, many) == HEAD_1);
+const _: () = assert!(offset_of!(HeadEntry, margins) == HEAD_2);
 const _: () = assert!(size_of::<SegmentEntry>() == 152);
 
 impl Manifest {
@@ -153,6 +157,7 @@ impl Manifest {
             few,
             router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
             many,
+            margins: calibration.margins().unwrap_or_default(),
         };
         let segments: Vec<SegmentEntry> = self
             .segments
@@ -177,6 +182,7 @@ impl Manifest {
         let version = bytes.get(offset_of!(HeadEntry, version)..)?.first_chunk()?;
         let len = match u32::from_le_bytes(*version) {
             1 => HEAD_1,
+            2 => HEAD_2,
             VERSION => size_of::<HeadEntry>(),
             _ => return None,
         };
@@ -189,6 +195,10 @@ impl Manifest {
         let calibration = match head.version {
             1 => Calibration::from_few(head.few)?,
             _ => Calibration::from_shares([head.few, head.many])?,
+        };
+        let calibration = match head.margins.as_flattened().iter().all(|margin| *margin == 0.0) {
+            true => calibration,
+            false => calibration.with_margins(head.margins)?,
         };
         let table = (head.segments as usize).checked_mul(size_of::<SegmentEntry>())?;
         let (table, rest) = rest.split_at_checked(table)?;
@@ -309,21 +319,28 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let calibration = Calibration::from_shares([[0.1; 8], [0.4; 8]]).unwrap();
-        let bytes = manifest(calibration).encode();
-        assert_eq!(Manifest::decode(&bytes), Some(manifest(calibration)));
+        let without = Calibration::from_shares([[0.1; 8], [0.4; 8]]).unwrap();
+        let bytes = manifest(without).encode();
+        assert_eq!(Manifest::decode(&bytes), Some(manifest(without)));
+        let with = without.with_margins([[0.7; 8], [0.9; 8]]).unwrap();
+        assert_eq!(Manifest::decode(&manifest(with).encode()), Some(manifest(with)));
         assert_eq!(Manifest::decode(&Manifest::default().encode()), Some(Manifest::default()));
         assert!((0..bytes.len()).all(|len| Manifest::decode(&bytes[..len]).is_none()));
     }
 
     #[test]
-    fn the_first_version_is_read_with_a_guess_at_what_it_lacks() {
-        let calibration = Calibration::from_few([0.1; 8]).unwrap();
-        let mut bytes = manifest(Calibration::from_shares([[0.1; 8], [0.9; 8]]).unwrap()).encode();
-        bytes.drain(HEAD_1..size_of::<HeadEntry>());
-        bytes[offset_of!(HeadEntry, version)] = 1;
-        assert_eq!(Manifest::decode(&bytes), Some(manifest(calibration)));
-        bytes[offset_of!(HeadEntry, version)] = 3;
-        assert_eq!(Manifest::decode(&bytes), None);
+    fn earlier_versions_are_read_without_what_they_lack() {
+        let shares = Calibration::from_shares([[0.1; 8], [0.9; 8]]).unwrap();
+        let bytes = manifest(shares.with_margins([[0.7; 8]; 2]).unwrap()).encode();
+        let of_version = |version: u8, head: usize| {
+            let mut bytes = bytes.clone();
+            bytes.drain(head..size_of::<HeadEntry>());
+            bytes[offset_of!(HeadEntry, version)] = version;
+            Manifest::decode(&bytes)
+        };
+        let guessed = Calibration::from_few([0.1; 8]).unwrap();
+        assert_eq!(of_version(1, HEAD_1), Some(manifest(guessed)));
+        assert_eq!(of_version(2, HEAD_2), Some(manifest(shares)));
+        assert_eq!(of_version(4, size_of::<HeadEntry>()), None);
     }
 }

@@ -1,6 +1,7 @@
 //! Two-stage search over segments, wherever their rows are.
 //!
-//! 1. The router orders the buckets ([`probe`]).
+//! 1. The router orders the buckets ([`probe`]); as many are probed as the query's margin takes
+//!    ([`effort`], [`margin`]), which a trial has found for the recall ([`calibration`]).
 //! 2. Stage 1 bounds the rank of every row of the probed buckets from its sign code, and that of
 //!    the few which then look near from their int8 code ([`shortlist`], [`crate::quant`]).
 //! 3. Stage 2 reads the vectors of those rows whose lower bound is below the best exact rank that
@@ -13,13 +14,18 @@
 //! whose bounds it passes, and the set of probed buckets widens ahead of what has been delivered.
 
 mod calibration;
+mod effort;
 mod frontier;
+mod margin;
 mod probe;
 mod query;
 mod shortlist;
 #[cfg(test)]
 mod tests;
+mod trial;
 
-pub use calibration::{Calibration, Shares, Trial};
-pub use probe::{Effort, ProbeOrder};
+pub use calibration::{Calibration, Margins, Shares};
+pub use effort::Effort;
+pub use probe::ProbeOrder;
 pub use query::{Bucket, Coded, Hit, Order, Params, Rows, Search, Source};
+pub use trial::Trial;

@@ -1,6 +1,6 @@
-//! Which buckets, in which order, and how many.
+//! Which buckets, and in which order.
 
-use super::calibration::{growth_to, Calibration, FEW};
+use super::margin::Gauge;
 use crate::arena::{routed_by, RoutingArena};
 use crate::cluster::product_reach;
 use crate::metric::Metric;
@@ -28,6 +28,10 @@ pub struct ProbeOrder {
     scored: usize,
     /// How many buckets the next batch has, about.
     next: usize,
+    /// Made of the first batch.
+    gauge: Option<Gauge>,
+    /// How many have been handed out.
+    handed_out: u64,
     scratch: Vec<f32>,
 }
 
@@ -45,6 +49,9 @@ const FEWEST_ESTIMATED: usize = 512;
 /// a square root of all groups is looked into.
 const LOOKED_AT: usize = 12;
 
+/// Buckets that tell of the rows that are near to a query.
+const FEW_NEAREST: usize = 4;
+
 impl ProbeOrder {
     /// Orders buckets `0..scores.len()` by ascending score.
     pub fn new(scores: Vec<f32>) -> ProbeOrder {
@@ -58,6 +65,8 @@ impl ProbeOrder {
             high: None,
             scored: 0,
             next: FIRST,
+            gauge: None,
+            handed_out: 0,
             scratch: Vec::new(),
         }
     }
@@ -97,12 +106,43 @@ impl ProbeOrder {
         if self.batch.is_empty() {
             self.fill(routing);
         }
+        self.handed_out += 1;
         self.batch.pop().map(|(_, bucket)| bucket)
+    }
+
+    /// The margin of the next bucket ([`Gauge`]). `routing` and `query` are those the order was
+    /// made for.
+    pub fn margin(&mut self, routing: (&RoutingArena, &[f32])) -> Option<f32> {
+        if self.batch.is_empty() {
+            self.fill(Some(routing));
+        }
+        let (score, _) = *self.batch.last()?;
+        let gauge = match self.gauge {
+            Some(gauge) => gauge,
+            None => *self.gauge.insert(self.gauge_of(score, routing)),
+        };
+        Some(gauge.margin(score, self.handed_out))
     }
 
     /// The bucket that comes after `skipped` others, if it is known already.
     pub fn following(&self, skipped: usize) -> Option<u32> {
         self.batch.iter().rev().nth(skipped).map(|(_, bucket)| *bucket)
+    }
+
+    /// What tells the margins, once the nearest bucket is known.
+    fn gauge_of(&self, nearest: f32, (routing, query): (&RoutingArena, &[f32])) -> Gauge {
+        let metric = routing.identity().metric;
+        let (mut spread, mut longest, mut count) = (0.0, 0.0f32, 0.0);
+        for (_, bucket) in self.batch.iter().rev().take(FEW_NEAREST) {
+            let radius = routing.radii()[*bucket as usize];
+            (spread, count) = (spread + radius * radius, count + 1.0f32);
+            if metric == Metric::InnerProduct {
+                let point = routing.point(*bucket);
+                longest = longest.max((kernels().inner_product)(point, point) + radius * radius);
+            }
+        }
+        let query = (kernels().inner_product)(query, query).sqrt();
+        Gauge::new(metric, nearest, spread / count.max(1.0), (query, longest.sqrt()))
     }
 
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {
@@ -235,58 +275,6 @@ fn distance(metric: Metric, query: &[f32], centroid: &[f32]) -> f32 {
     }
 }
 
-/// How many buckets are probed for a wanted recall.
-#[derive(Clone, Copy, Debug)]
-pub struct Effort {
-    /// Buckets for the ten nearest rows.
-    few: f64,
-    /// How many times as many for a hundred.
-    growth: f64,
-    exact: bool,
-}
-
-impl Effort {
-    /// The effort to find `recall` of the nearest rows in `buckets` buckets.
-    ///
-    /// Counted in buckets, not in rows, it holds when rows crowd into some buckets after the
-    /// calibration. From 1 on, all are probed and every bound is rigorous.
-    pub fn new(recall: f64, buckets: usize, calibration: &Calibration) -> Effort {
-        if recall >= 1.0 {
-            return Effort { few: f64::INFINITY, growth: 1.0, exact: true };
-        }
-        let (share, growth) = calibration.share(recall);
-        Effort { few: buckets as f64 * share, growth, exact: false }
-    }
-
-    /// The effort of probing so many buckets for any number of rows, but not fewer than rows beyond
-    /// ten.
-    pub fn of(buckets: u64) -> Effort {
-        Effort { few: buckets as f64, growth: 1.0, exact: false }
-    }
-
-    /// Buckets to probe for the `rows` nearest rows: more than there are say that it takes all.
-    ///
-    /// They are as many as rows at least, beyond ten. To deliver a row takes longer than to probe a
-    /// bucket; and where many are delivered, a filter keeps few, whose order is the better.
-    pub fn buckets(&self, rows: u64) -> u64 {
-        // What is not a number, nothing times more than anything, becomes one.
-        let calibrated = (self.few * growth_to(rows, self.growth)).ceil().max(1.0) as u64;
-        if rows <= FEW as u64 {
-            calibrated
-        } else {
-            calibrated.max(rows)
-        }
-    }
-
-    /// Whether nothing may be missed.
-    pub fn is_exact(&self) -> bool {
-        self.exact
-    }
-}
-
-/// Below this many rows, looking at all of them costs less than choosing.
-pub const FEWEST_ROWS: u64 = 1_000;
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,30 +396,5 @@ mod tests {
             let same = same(&router, groups, &mut rng, &about);
             assert!(same >= 20 * 30 * 7 / 10, "{metric:?}: {same} of 600");
         }
-    }
-
-    #[test]
-    fn more_recall_is_never_less_effort() {
-        let shares = [0.001, 0.002, 0.003, 0.005, 0.008, 0.01, 0.02, 0.03];
-        let calibration = Calibration::from_few(shares).unwrap();
-        for buckets in [0, 1, 10, 10_000, 1_000_000] {
-            let efforts: Vec<u64> = [0.01, 0.5, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0]
-                .iter()
-                .map(|recall| Effort::new(*recall, buckets, &calibration).buckets(10))
-                .collect();
-            assert!(efforts.is_sorted(), "{buckets}: {efforts:?}");
-        }
-    }
-
-    #[test]
-    fn more_rows_are_more_effort() {
-        let calibration = Calibration::from_shares([[0.01; 8], [0.02; 8]]).unwrap();
-        let effort = Effort::new(0.95, 8_000, &calibration);
-        assert_eq!([1, 10, 100, 200].map(|rows| effort.buckets(rows)), [80, 80, 160, 200]);
-        assert_eq!([0, 10, 1000].map(|rows| Effort::of(7).buckets(rows)), [7, 7, 1000]);
-        assert_eq!(Effort::new(1.0, 10, &calibration).buckets(1), u64::MAX);
-        let sure = Calibration::from_shares([[0.0; 8], [0.5; 8]]).unwrap();
-        let efforts = [0, 10, 11, 500].map(|rows| Effort::new(0.9, 100, &sure).buckets(rows));
-        assert!(efforts.iter().all(|buckets| *buckets >= 1));
     }
 }

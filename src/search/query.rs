@@ -1,7 +1,8 @@
 //! One query: what was probed, what is known of it, and what comes next.
 
+use super::effort::{Effort, Goal, FEWEST_ROWS};
 use super::frontier::{Candidate, Frontier};
-use super::probe::{Effort, ProbeOrder, FEWEST_ROWS};
+use super::probe::ProbeOrder;
 use super::shortlist::{Estimated, Shortlist};
 use crate::arena::{RoutingArena, SignCodes};
 use crate::metric::Metric;
@@ -144,9 +145,9 @@ pub struct Search {
     bucket: BucketQuery,
     estimates: Vec<Estimate>,
     confidence: f32,
-    /// How many rows the probed buckets are right for, and how many buckets these are.
+    /// How many rows the probed buckets are right for, and which these are.
     good_for: u64,
-    wanted: u64,
+    goal: Goal,
     probes: ProbeOrder,
     /// Rows of sign codes; none where there are none, or the search is exact.
     shortlist: Option<Shortlist>,
@@ -192,7 +193,6 @@ impl Search {
         let mut rounding = 0.0;
         let mut probes = ProbeOrder::new(Vec::new());
         let mut shortlist = None;
-        let first = params.effort.buckets(params.first);
         if let Some(routing) = routing {
             let rotation = routing.rotation();
             let unturned = std::mem::replace(&mut rotated, vec![0.0; rotation.padded()]);
@@ -202,7 +202,8 @@ impl Search {
                 true => routing.project(&unturned),
                 false => rotated.clone(),
             };
-            probes = ProbeOrder::routed(routing, &point, first);
+            let about = params.effort.buckets(params.first);
+            probes = ProbeOrder::routed(routing, &point, about);
             if let Some(coding) = routing.coding().filter(|_| !exact) {
                 let square = (kernels().inner_product)(&unturned, &unturned);
                 let beyond = routing.projection().beyond(square, &point);
@@ -221,7 +222,7 @@ impl Search {
             estimates: Vec::new(),
             confidence,
             good_for: params.first,
-            wanted: first,
+            goal: params.effort.goal(params.first),
             probes,
             shortlist,
             frontier: Frontier::default(),
@@ -261,7 +262,7 @@ impl Search {
         let Some(routing) = routing.filter(|_| self.shortlist.is_some()) else {
             return f64::INFINITY;
         };
-        self.probe_until(self.wanted, routing, rows);
+        self.probe_until(self.goal, routing, rows);
         let Some(shortlist) = &mut self.shortlist else { return f64::INFINITY };
         if shortlist.horizon() == f32::NEG_INFINITY {
             follow_up(shortlist, routing, rows, &mut self.frontier);
@@ -289,11 +290,11 @@ impl Search {
     ) -> Result<Option<Hit>, R::Error> {
         while self.delivered >= self.good_for && self.params.order != Order::Off {
             self.good_for = self.good_for.saturating_mul(WIDENING).max(1);
-            self.wanted = self.wanted.max(self.params.effort.buckets(self.good_for));
+            self.goal = self.goal.and(self.params.effort.goal(self.good_for));
         }
         loop {
             if let Some(routing) = routing {
-                self.probe_until(self.wanted, routing, rows);
+                self.probe_until(self.goal, routing, rows);
             }
             while let Some(hit) = self.nearest(routing, rows)? {
                 let in_order =
@@ -309,7 +310,7 @@ impl Search {
             let probed = self.probed;
             if self.params.order != Order::Off {
                 if let Some(routing) = routing {
-                    self.probe_until((probed * 2).max(1), routing, rows);
+                    self.probe_until(Goal::of((probed * 2).max(1)), routing, rows);
                 }
             }
             if self.probed == probed {
@@ -319,12 +320,15 @@ impl Search {
         }
     }
 
-    /// Probes until `wanted` buckets have been, and enough rows looked at; not beyond the first
-    /// ones once there are more rows than the search may go on after.
-    fn probe_until<R: Rows>(&mut self, wanted: u64, routing: &RoutingArena, rows: &R) {
-        let first = self.params.effort.buckets(self.params.first);
-        while self.probed < wanted || self.scanned < FEWEST_ROWS {
-            if self.probed >= first && self.scanned >= self.params.max_rows {
+    /// Probes until the buckets of a goal have been, and enough rows looked at; not beyond the
+    /// first ones once there are more rows than the search may go on after.
+    fn probe_until<R: Rows>(&mut self, goal: Goal, routing: &RoutingArena, rows: &R) {
+        let first = self.params.effort.goal(self.params.first);
+        while let Some(margin) = self.probes.margin((routing, &self.point)) {
+            if !goal.wants(self.probed, margin) && self.scanned >= FEWEST_ROWS {
+                return;
+            }
+            if !first.wants(self.probed, margin) && self.scanned >= self.params.max_rows {
                 return;
             }
             let Some(bucket) = self.probes.next(Some((routing, &self.point))) else { return };
