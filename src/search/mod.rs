@@ -1,7 +1,7 @@
 //! Two-stage search over segments, wherever their rows are.
 //!
 //! 1. The router orders the buckets ([`probe`]); as many are probed as the query's margin takes
-//!    ([`effort`], [`margin`]), which a trial has found for the recall ([`calibration`]).
+//!    ([`effort`], [`margin`]), which a trial ([`trial`]) has found for the recall ([`calibration`]).
 //! 2. Stage 1 bounds the rank of every row of the probed buckets from its sign code, and that of
 //!    the few which then look near from their int8 code ([`shortlist`], [`crate::quant`]).
 //! 3. Stage 2 reads the vectors of those rows whose lower bound is below the best exact rank that
