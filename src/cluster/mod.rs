@@ -15,6 +15,7 @@ mod coding;
 mod groups;
 pub mod kmeans;
 mod principal;
+mod products;
 mod router;
 mod spill;
 mod subspace;
@@ -22,6 +23,7 @@ mod training;
 mod two_level;
 
 pub use groups::Groups;
+pub use products::{Points, Room as ProductRoom, BLOCK as PRODUCT_BLOCK, PANEL as PRODUCT_PANEL};
 pub use router::{product_reach, Routed, Router};
 pub use spill::NO_BUCKET;
 pub use subspace::{project_rows, VectorSpace};
