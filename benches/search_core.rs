@@ -21,11 +21,16 @@ use drift_pg::cluster::kmeans::Params as KmeansParams;
 use drift_pg::cluster::{self, Router, Trained};
 use drift_pg::metric::Metric;
 use drift_pg::quant::sign;
-use drift_pg::search::{self, Bucket, Coded, Effort, Order, Params, Search, Source};
+use drift_pg::search::{
+    self, Bucket, Calibration, Coded, Effort, Order, Params, Search, Source, Trial,
+};
 use drift_pg::simd::{self, kernels};
 use truth::K;
 
 const PROBES: [u64; 14] = [4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512];
+/// Recalls that are asked for, as a user does, of a calibration that a trial has made.
+const TARGETS: [f64; 5] = [0.8, 0.9, 0.95, 0.98, 0.99];
+const TRIAL_QUERIES: usize = 512;
 /// How far from the nearest bucket others are probed, and how many that are, about.
 const MARGINS: [(f32, u64); 10] = [
     (0.4, 3),
@@ -46,6 +51,7 @@ static STOP: AtomicBool = AtomicBool::new(false);
 struct Index {
     metric: Metric,
     routing: RoutingArena,
+    calibration: Calibration,
     arena: Arena,
     /// Rows in the order of their buckets, and their numbers in the file.
     rows: Rows,
@@ -69,6 +75,11 @@ fn main() -> Result<()> {
     drop(base);
 
     let columns = "recall@10    queries/s   median µs   p99 µs";
+    println!("  target  {columns}");
+    for target in TARGETS {
+        let effort = Effort::new(target, index.routing.len(), &index.calibration);
+        measure(&index, &queries, &truth, effort, &format!("{target:8.2}"));
+    }
     println!("  margin  {columns}");
     for (margin, about) in MARGINS {
         let effort = Effort::within(margin, about);
@@ -177,15 +188,35 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
     drop(vectors);
     encoded.iter().try_for_each(|bucket| writer.push_bucket(bucket))?;
     let arena = writer.finish()?;
+    let trial = Instant::now();
+    let calibration = calibrate(&rows, metric, &routing, &first, &second)?;
+    let tried = trial.elapsed();
     println!("{:?}", routing.projection().subspace());
     println!(
-        "{buckets} buckets: training {:.2} s, assignment {:.2} s, spilling {:.2} s, encoding {:.2} s",
+        "{buckets} buckets: training {:.2} s, assignment {:.2} s, spilling {:.2} s, encoding {:.2} s, \
+         trial {:.2} s",
         trained.as_secs_f64(),
         assigned.as_secs_f64(),
         spilled.as_secs_f64(),
-        start.elapsed().as_secs_f64(),
+        start.elapsed().saturating_sub(tried).as_secs_f64(),
+        tried.as_secs_f64(),
     );
-    Ok(Index { metric, routing, arena, rows, numbers: order })
+    Ok(Index { metric, routing, calibration, arena, rows, numbers: order })
+}
+
+/// What a trial with some of the rows says.
+fn calibrate(
+    rows: &Rows,
+    metric: Metric,
+    routing: &RoutingArena,
+    first: &[u32],
+    second: &[u32],
+) -> Result<Calibration> {
+    let count = TRIAL_QUERIES.min(rows.len());
+    let queries = (0..count).flat_map(|i| rows.row(i * rows.len() / count)).copied().collect();
+    let mut trial = Trial::new(metric, rows.dim, queries);
+    trial.observe(0, &rows.values, &STOP)?;
+    Ok(trial.finish(routing, first, second, &STOP)?)
 }
 
 impl Index {

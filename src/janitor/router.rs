@@ -25,10 +25,10 @@ const FEWEST_SAMPLES_PER_BUCKET: usize = 8;
 const ITERATIONS: usize = 10;
 
 /// Queries of the trial that calibrates a router, unless the rows are too many or too long.
-const TRIAL_QUERIES: usize = 256;
+const TRIAL_QUERIES: usize = 512;
 const FEWEST_TRIAL_QUERIES: usize = 48;
 /// Components compared in a trial, about.
-const TRIAL_WORK: usize = 40_000_000_000;
+const TRIAL_WORK: usize = 80_000_000_000;
 
 /// Trains centroids for the rows of `store`, and picks rows to try them with.
 pub fn train(crew: &Crew, metric: Metric, dims: usize, store: &mut RowStore) -> (Trained, Trial) {

@@ -14,16 +14,18 @@ use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
-use crate::search::{Calibration, Margins, Shares};
+use crate::search::{Calibration, Margins, Shares, Strangers};
 use bytemuck::{Pod, Zeroable};
 use std::mem::{offset_of, size_of};
 
-/// Bytes of the head in versions 1 and 2.
+/// Bytes of the head in versions 1, 2 and 3.
 const HEAD_1: usize = 104;
 const HEAD_2: usize = 136;
+const HEAD_3: usize = 200;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
-/// 1: its head ends with the router. 2: shares for a hundred rows follow. 3: and margins.
-const VERSION: u32 = 3;
+/// 1: its head ends with the router. 2: shares for a hundred rows follow. 3: and margins. 4: and
+/// floors, and margins of strangers.
+const VERSION: u32 = 4;
 
 /// The router all segments are sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,12 +56,13 @@ pub struct Manifest {
 /// ```text
 /// 0       4         8          12        16              24      28     32            64
 /// | magic | version | segments | extents | trained rows  | bckts | zero | few         | router |
-/// 104    136          168           200
-/// | many | few margins | many margins |
+/// 104    136           168            200          232           264            424
+/// | many | few margins | many margins | few floors | many floors | strangers at | their margins |
 /// ```
 ///
-/// `few` and `many` are the router's calibration, with margins or, where all are zero, without. In
-/// version 1 the head ends before `many`, in version 2 before the margins.
+/// `few` and `many` are the router's calibration, with floors and margins or, where all are zero,
+/// without, and so for strangers. In version 1 the head ends before `many`, in version 2 before the margins, in
+/// version 3 before the floors.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct HeadEntry {
@@ -74,6 +77,21 @@ struct HeadEntry {
     router: ColumnEntry,
     many: Shares,
     margins: [Margins; 2],
+    floors: [Shares; 2],
+    strangers: StrangersEntry,
+}
+
+/// ```text
+/// 0                     160               416
+/// | 5 strangenesses ... | 4 few, many ... |
+/// ```
+///
+/// Of each there is one for each recall.
+#[derive(Clone, Copy, Pod, Zeroable, PartialEq)]
+#[repr(C)]
+struct StrangersEntry {
+    at: [Margins; 5],
+    margins: [[Margins; 2]; 4],
 }
 
 /// ```text
@@ -107,7 +125,9 @@ struct SegmentEntry {
 }
 
 const _: () = assert!(size_of::<ColumnEntry>() == 40);
-const _: () = assert!(size_of::<HeadEntry>() == 200);
+const _: () = assert!(size_of::<HeadEntry>() == 680);
+const _: () = assert!(offset_of!(HeadEntry, floors) == HEAD_3);
+const _: () = assert!(offset_of!(StrangersEntry, margins) == 160);
 const _: () = assert!(offset_of!(HeadEntry, many) == HEAD_1);
 const _: () = assert!(offset_of!(HeadEntry, margins) == HEAD_2);
 const _: () = assert!(size_of::<SegmentEntry>() == 152);
@@ -146,6 +166,7 @@ impl Manifest {
         let router = self.router.as_ref();
         let calibration = router.map_or(Calibration::EVERYTHING, |router| router.calibration);
         let [few, many] = calibration.shares();
+        let (floors, margins) = calibration.margins().unwrap_or_default();
         let mut head = HeadEntry {
             magic: MAGIC,
             version: VERSION,
@@ -157,7 +178,12 @@ impl Manifest {
             few,
             router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
             many,
-            margins: calibration.margins().unwrap_or_default(),
+            margins,
+            floors,
+            strangers: match calibration.strangers() {
+                Some(Strangers { at, margins }) => StrangersEntry { at, margins },
+                None => StrangersEntry::zeroed(),
+            },
         };
         let segments: Vec<SegmentEntry> = self
             .segments
@@ -183,6 +209,7 @@ impl Manifest {
         let len = match u32::from_le_bytes(*version) {
             1 => HEAD_1,
             2 => HEAD_2,
+            3 => HEAD_3,
             VERSION => size_of::<HeadEntry>(),
             _ => return None,
         };
@@ -196,9 +223,15 @@ impl Manifest {
             1 => Calibration::from_few(head.few)?,
             _ => Calibration::from_shares([head.few, head.many])?,
         };
-        let calibration = match head.margins.as_flattened().iter().all(|margin| *margin == 0.0) {
+        let beyond = [head.floors, head.margins];
+        let calibration = match beyond.as_flattened().as_flattened().iter().all(|x| *x == 0.0) {
             true => calibration,
-            false => calibration.with_margins(head.margins)?,
+            false => calibration.with_margins(head.floors, head.margins)?,
+        };
+        let StrangersEntry { at, margins } = head.strangers;
+        let calibration = match head.strangers == StrangersEntry::zeroed() {
+            true => calibration,
+            false => calibration.with_strangers(Strangers { at, margins })?,
         };
         let table = (head.segments as usize).checked_mul(size_of::<SegmentEntry>())?;
         let (table, rest) = rest.split_at_checked(table)?;
@@ -303,6 +336,11 @@ mod tests {
         Column { id: Identity::NONE, kind, bytes: 20_000, crc: 5, extents }
     }
 
+    const STRANGERS: Strangers = Strangers {
+        at: [[-0.5; 8], [-0.4; 8], [-0.3; 8], [-0.2; 8], [0.0; 8]],
+        margins: [[[0.8; 8], [0.9; 8]], [[1.0; 8]; 2], [[1.0; 8], [1.5; 8]], [[2.0; 8]; 2]],
+    };
+
     fn manifest(calibration: Calibration) -> Manifest {
         let segment = Segment {
             id: Identity::NONE,
@@ -322,7 +360,9 @@ mod tests {
         let without = Calibration::from_shares([[0.1; 8], [0.4; 8]]).unwrap();
         let bytes = manifest(without).encode();
         assert_eq!(Manifest::decode(&bytes), Some(manifest(without)));
-        let with = without.with_margins([[0.7; 8], [0.9; 8]]).unwrap();
+        let with = without.with_margins([[0.1; 8], [0.2; 8]], [[0.7; 8], [0.9; 8]]).unwrap();
+        assert_eq!(Manifest::decode(&manifest(with).encode()), Some(manifest(with)));
+        let with = with.with_strangers(STRANGERS).unwrap();
         assert_eq!(Manifest::decode(&manifest(with).encode()), Some(manifest(with)));
         assert_eq!(Manifest::decode(&Manifest::default().encode()), Some(Manifest::default()));
         assert!((0..bytes.len()).all(|len| Manifest::decode(&bytes[..len]).is_none()));
@@ -331,7 +371,9 @@ mod tests {
     #[test]
     fn earlier_versions_are_read_without_what_they_lack() {
         let shares = Calibration::from_shares([[0.1; 8], [0.9; 8]]).unwrap();
-        let bytes = manifest(shares.with_margins([[0.7; 8]; 2]).unwrap()).encode();
+        let of_3 = shares.with_margins([[0.0; 8]; 2], [[0.7; 8]; 2]).unwrap();
+        let floors = shares.with_margins([[0.1; 8]; 2], [[0.7; 8]; 2]).unwrap();
+        let bytes = manifest(floors.with_strangers(STRANGERS).unwrap()).encode();
         let of_version = |version: u8, head: usize| {
             let mut bytes = bytes.clone();
             bytes.drain(head..size_of::<HeadEntry>());
@@ -341,6 +383,7 @@ mod tests {
         let guessed = Calibration::from_few([0.1; 8]).unwrap();
         assert_eq!(of_version(1, HEAD_1), Some(manifest(guessed)));
         assert_eq!(of_version(2, HEAD_2), Some(manifest(shares)));
-        assert_eq!(of_version(4, size_of::<HeadEntry>()), None);
+        assert_eq!(of_version(3, HEAD_3), Some(manifest(of_3)));
+        assert_eq!(of_version(5, size_of::<HeadEntry>()), None);
     }
 }

@@ -1,6 +1,7 @@
 //! How many buckets a search probes before it delivers a row.
 
-use super::calibration::{growth_to, is_beyond_known, Calibration, FEW};
+use super::calibration::{growth_to, is_beyond_known, tenfolds, Calibration, FEW};
+use super::reach::Reach;
 
 /// Below this many rows, looking at all of them costs less than choosing.
 pub const FEWEST_ROWS: u64 = 1_000;
@@ -12,9 +13,11 @@ pub struct Effort {
     few: f64,
     /// How many times as many for a hundred.
     growth: f64,
-    /// The margins for ten rows and for a hundred, if these tell.
-    margins: Option<(f32, f32)>,
-    /// The number of buckets counts, beside margins.
+    /// The margins, if these tell.
+    reach: Option<Reach>,
+    /// Buckets that are probed at least for ten rows and for a hundred, beside margins.
+    floors: (f64, f64),
+    /// The usual number of buckets is probed at least.
     counted: bool,
     exact: bool,
 }
@@ -53,13 +56,15 @@ impl Effort {
             return Effort { exact: true, ..Effort::counted(f64::INFINITY) };
         }
         let (share, growth) = calibration.share(recall);
-        let margins = calibration.margins_for(recall);
-        let counted = margins.is_none() || is_beyond_known(recall);
-        Effort { growth, margins, counted, ..Effort::counted(buckets as f64 * share) }
+        let reach = calibration.reach(recall);
+        let counted = reach.is_none() || is_beyond_known(recall);
+        let (few, many) = calibration.floors(recall);
+        let floors = (few * buckets as f64, many * buckets as f64);
+        Effort { growth, reach, floors, counted, ..Effort::counted(buckets as f64 * share) }
     }
 
     fn counted(few: f64) -> Effort {
-        Effort { few, growth: 1.0, margins: None, counted: true, exact: false }
+        Effort { few, growth: 1.0, reach: None, floors: (0.0, 0.0), counted: true, exact: false }
     }
 
     /// The effort of probing so many buckets for any number of rows, but not fewer than rows beyond
@@ -71,7 +76,7 @@ impl Effort {
     /// The effort of probing the buckets within a margin, about so many of them, for any number of
     /// rows, but not fewer than rows beyond ten.
     pub fn within(margin: f32, about: u64) -> Effort {
-        Effort { margins: Some((margin, margin)), counted: false, ..Effort::of(about) }
+        Effort { reach: Some(Reach::always(margin, margin)), counted: false, ..Effort::of(about) }
     }
 
     /// Buckets that are probed for the `rows` nearest rows, usually at least: more than there are
@@ -85,14 +90,21 @@ impl Effort {
         calibrated.max(least(rows))
     }
 
-    /// What is probed for the `rows` nearest rows.
-    pub fn goal(&self, rows: u64) -> Goal {
+    /// What is probed for the `rows` nearest rows of a query that is so strange.
+    pub fn goal(&self, rows: u64, strangeness: f32) -> Goal {
+        let (few, many) = self.floors;
+        let floor = few + (many - few) * tenfolds(rows);
         let probes = if self.counted { self.buckets(rows) } else { least(rows) };
-        let margin = self.margins.map_or(f32::NEG_INFINITY, |(few, many)| {
-            let times = rows.max(FEW as u64) as f32 / FEW as f32;
-            few + (many - few) * times.log10()
-        });
-        Goal { probes, margin }
+        let margin = |reach: Reach| reach.margin(strangeness, rows);
+        Goal {
+            probes: probes.max(floor.ceil() as u64),
+            margin: self.reach.map_or(f32::NEG_INFINITY, margin),
+        }
+    }
+
+    /// Whether more is probed for a query that is strange than for others.
+    pub fn heeds_strangeness(&self) -> bool {
+        self.reach.is_some_and(|reach| reach.varies())
     }
 
     /// Whether nothing may be missed.
@@ -113,6 +125,8 @@ fn least(rows: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const USUAL: f32 = f32::NEG_INFINITY;
 
     #[test]
     fn more_recall_is_never_less_effort() {
@@ -141,25 +155,34 @@ mod tests {
 
     #[test]
     fn without_margins_a_goal_is_a_number_of_buckets() {
-        let goal = Effort::of(7).goal(10);
+        let goal = Effort::of(7).goal(10, USUAL);
         assert_eq!([0, 6, 7].map(|probed| goal.wants(probed, 0.0)), [true, true, false]);
-        assert!(Effort::new(1.0, 10, &Calibration::EVERYTHING).goal(1).wants(9, f32::INFINITY));
+        assert!(Effort::new(1.0, 10, &Calibration::EVERYTHING)
+            .goal(1, USUAL)
+            .wants(9, f32::INFINITY));
     }
 
     #[test]
     fn with_margins_what_is_within_is_probed_and_as_many_as_rows() {
         let margins = [[0.5; 8], [0.8; 8]];
-        let calibration =
-            Calibration::from_shares([[0.125; 8]; 2]).unwrap().with_margins(margins).unwrap();
+        let calibration = Calibration::from_shares([[0.125; 8]; 2])
+            .unwrap()
+            .with_margins([[0.0; 8]; 2], margins)
+            .unwrap();
         let effort = Effort::new(0.95, 40, &calibration);
-        let goal = effort.goal(10);
+        let goal = effort.goal(10, USUAL);
         assert!(goal.wants(0, 2.0), "one is probed, whatever the margin");
         assert!(goal.wants(40, 0.5) && !goal.wants(1, 0.51) && !goal.wants(1, f32::NAN));
-        let goal = effort.goal(100);
+        let goal = effort.goal(100, USUAL);
         assert!(goal.wants(99, 2.0) && goal.wants(5_000, 0.79) && !goal.wants(100, 0.81));
-        let both = effort.goal(10).and(Goal::of(20));
+        let both = effort.goal(10, USUAL).and(Goal::of(20));
         assert!(both.wants(19, 1.0) && both.wants(20, 0.5) && !both.wants(20, 0.6));
         assert_eq!(effort.buckets(10), 5);
-        assert!(Effort::within(0.5, 9).goal(1).wants(7, 0.4));
+        let floors = [[0.25; 8], [0.5; 8]];
+        let effort = Effort::new(0.95, 40, &calibration.with_margins(floors, margins).unwrap());
+        let goal = effort.goal(10, USUAL);
+        assert!(goal.wants(9, 2.0) && !goal.wants(10, 2.0) && goal.wants(10, 0.5));
+        assert!(effort.goal(100, USUAL).wants(99, 2.0));
+        assert!(Effort::within(0.5, 9).goal(1, USUAL).wants(7, 0.4));
     }
 }

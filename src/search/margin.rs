@@ -17,6 +17,7 @@
 //! among buckets that are all about as near: there each further one is less likely to have a
 //! neighbour only because there are so many.
 
+use super::strangeness::Surroundings;
 use crate::metric::Metric;
 
 /// Weight of a bucket's place in the order.
@@ -25,7 +26,7 @@ const PLACE: f32 = 0.3;
 /// Weight of how far rows are spread about their centroids.
 const SPREAD: f32 = 0.25;
 
-/// Tells the margins of one query's buckets from their scores.
+/// Tells the margins of one query's buckets from their scores, and how strange it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Gauge {
     metric: Metric,
@@ -34,6 +35,8 @@ pub struct Gauge {
     sphere: (f32, f32),
     nearest: f32,
     unit: f32,
+    spread: f32,
+    about: Surroundings,
 }
 
 impl Gauge {
@@ -46,10 +49,25 @@ impl Gauge {
     pub fn new(metric: Metric, nearest: f32, spread: f32, lengths: (f32, f32)) -> Gauge {
         let (query, rows) = lengths;
         let sphere = (2.0 * rows * rows, 2.0 * rows / query.max(f32::MIN_POSITIVE));
-        let mut gauge = Gauge { metric, sphere, nearest: 0.0, unit: 0.0 };
+        let about = Surroundings::UNKNOWN;
+        let mut gauge = Gauge { metric, sphere, nearest: 0.0, unit: 0.0, spread, about };
         gauge.nearest = gauge.square(nearest);
         gauge.unit = (gauge.nearest + SPREAD * spread).max(f32::MIN_POSITIVE);
         gauge
+    }
+
+    /// The same gauge, told of buckets about the query: the score of each, and the mean squared
+    /// distance of its rows to its centroid.
+    pub fn with_surroundings(self, buckets: impl Iterator<Item = (f32, f32)>) -> Gauge {
+        let squares = buckets.map(|(score, spread)| (self.square(score), spread));
+        Gauge { about: Surroundings::of((self.nearest, self.spread), squares), ..self }
+    }
+
+    /// How strange the query is whose tenth nearest row has this rank ([`Metric::rank`]).
+    pub fn strangeness(&self, tenth: f32) -> f32 {
+        // Under cosine a score is a product, and a rank is one less it.
+        let score = if self.metric == Metric::Cosine { tenth - 1.0 } else { tenth };
+        self.about.strangeness(self.square(score))
     }
 
     /// The margin of a bucket with this score that comes after so many. Not a number where the
@@ -120,6 +138,25 @@ mod tests {
         let of_equal_rows = Gauge::new(Metric::L2, 0.0, 0.0, (0.0, 0.0));
         assert_eq!(of_equal_rows.margin(0.0, 0), 0.0);
         assert!(of_equal_rows.margin(1.0, 0) > 1e9);
+    }
+
+    #[test]
+    fn metrics_agree_on_how_strange_a_query_is() {
+        let product = |square: f32| 1.0 - square / 2.0;
+        let strangeness = |metric, score: fn(f32) -> f32, tenth: f32| {
+            let about = [(0.8, 0.4), (0.9, 0.5)].map(|(square, spread)| (score(square), spread));
+            gauge(metric, score(0.5)).with_surroundings(about.into_iter()).strangeness(tenth)
+        };
+        let expected = strangeness(Metric::L2, |square| square, 0.3);
+        assert!(expected < 0.0);
+        for other in [
+            strangeness(Metric::Cosine, |square| square / 2.0 - 1.0, 1.0 - product(0.3)),
+            strangeness(Metric::InnerProduct, |square| square / 2.0 - 1.0, -product(0.3)),
+            strangeness(Metric::L1, f32::sqrt, 0.3f32.sqrt()),
+        ] {
+            assert!((other - expected).abs() < 1e-5, "{other} {expected}");
+        }
+        assert_eq!(gauge(Metric::L2, 0.5).strangeness(0.3), f32::NEG_INFINITY);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! 1. The router orders the buckets ([`probe`]); as many are probed as the query's margin takes
 //!    ([`effort`], [`margin`]), which a trial ([`trial`]) has found for the recall ([`calibration`]).
+//!    For a query that turns out to be unlike the rows it is a greater one ([`strangeness`],
+//!    [`reach`]).
 //! 2. Stage 1 bounds the rank of every row of the probed buckets from its sign code, and that of
 //!    the few which then look near from their int8 code ([`shortlist`], [`crate::quant`]).
 //! 3. Stage 2 reads the vectors of those rows whose lower bound is below the best exact rank that
@@ -19,7 +21,9 @@ mod frontier;
 mod margin;
 mod probe;
 mod query;
+mod reach;
 mod shortlist;
+mod strangeness;
 #[cfg(test)]
 mod tests;
 mod trial;
@@ -28,4 +32,5 @@ pub use calibration::{Calibration, Margins, Shares};
 pub use effort::Effort;
 pub use probe::ProbeOrder;
 pub use query::{Bucket, Coded, Hit, Order, Params, Rows, Search, Source};
+pub use reach::Strangers;
 pub use trial::Trial;

@@ -6,6 +6,7 @@ use crate::cluster::product_reach;
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::simd::{self, kernels, select};
+use std::ops::Range;
 
 /// The buckets in the order of their scores, sorted only as far as they are probed.
 ///
@@ -51,6 +52,9 @@ const LOOKED_AT: usize = 12;
 
 /// Buckets that tell of the rows that are near to a query.
 const FEW_NEAREST: usize = 4;
+
+/// The places of buckets that tell how strange a query is: neither the nearest, nor far away.
+const ABOUT: Range<usize> = 8..FIRST;
 
 impl ProbeOrder {
     /// Orders buckets `0..scores.len()` by ascending score.
@@ -124,6 +128,11 @@ impl ProbeOrder {
         Some(gauge.margin(score, self.handed_out))
     }
 
+    /// What tells margins and strangeness, once the margin of a bucket was asked for.
+    pub fn gauge(&self) -> Option<&Gauge> {
+        self.gauge.as_ref()
+    }
+
     /// The bucket that comes after `skipped` others, if it is known already.
     pub fn following(&self, skipped: usize) -> Option<u32> {
         self.batch.iter().rev().nth(skipped).map(|(_, bucket)| *bucket)
@@ -142,7 +151,13 @@ impl ProbeOrder {
             }
         }
         let query = (kernels().inner_product)(query, query).sqrt();
+        let about = self.batch.iter().rev().take(ABOUT.end).skip(ABOUT.start);
+        let about = about.map(|(score, bucket)| {
+            let radius = routing.radii()[*bucket as usize];
+            (*score, radius * radius)
+        });
         Gauge::new(metric, nearest, spread / count.max(1.0), (query, longest.sqrt()))
+            .with_surroundings(about)
     }
 
     fn fill(&mut self, routing: Option<(&RoutingArena, &[f32])>) {

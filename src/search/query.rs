@@ -1,5 +1,6 @@
 //! One query: what was probed, what is known of it, and what comes next.
 
+use super::calibration::FEW;
 use super::effort::{Effort, Goal, FEWEST_ROWS};
 use super::frontier::{Candidate, Frontier};
 use super::probe::ProbeOrder;
@@ -148,6 +149,8 @@ pub struct Search {
     /// How many rows the probed buckets are right for, and which these are.
     good_for: u64,
     goal: Goal,
+    /// How unlike the rows the query is, once the first goal has been reached.
+    strangeness: Option<f32>,
     probes: ProbeOrder,
     /// Rows of sign codes; none where there are none, or the search is exact.
     shortlist: Option<Shortlist>,
@@ -164,6 +167,9 @@ pub struct Search {
     scanned: u64,
     delivered: u64,
 }
+
+/// How strange a query is of which nothing is known yet.
+const USUAL: f32 = f32::NEG_INFINITY;
 
 /// By how much the number of rows grows that the probed buckets are right for, when more are
 /// wanted. What lies nearer than the rows delivered before comes late, so it is well ahead.
@@ -222,7 +228,8 @@ impl Search {
             estimates: Vec::new(),
             confidence,
             good_for: params.first,
-            goal: params.effort.goal(params.first),
+            goal: params.effort.goal(params.first, USUAL),
+            strangeness: None,
             probes,
             shortlist,
             frontier: Frontier::default(),
@@ -262,7 +269,7 @@ impl Search {
         let Some(routing) = routing.filter(|_| self.shortlist.is_some()) else {
             return f64::INFINITY;
         };
-        self.probe_until(self.goal, routing, rows);
+        self.probe(routing, rows);
         let Some(shortlist) = &mut self.shortlist else { return f64::INFINITY };
         if shortlist.horizon() == f32::NEG_INFINITY {
             follow_up(shortlist, routing, rows, &mut self.frontier);
@@ -290,11 +297,12 @@ impl Search {
     ) -> Result<Option<Hit>, R::Error> {
         while self.delivered >= self.good_for && self.params.order != Order::Off {
             self.good_for = self.good_for.saturating_mul(WIDENING).max(1);
-            self.goal = self.goal.and(self.params.effort.goal(self.good_for));
+            let strangeness = self.strangeness.unwrap_or(USUAL);
+            self.goal = self.goal.and(self.params.effort.goal(self.good_for, strangeness));
         }
         loop {
             if let Some(routing) = routing {
-                self.probe_until(self.goal, routing, rows);
+                self.probe(routing, rows);
             }
             while let Some(hit) = self.nearest(routing, rows)? {
                 let in_order =
@@ -320,10 +328,32 @@ impl Search {
         }
     }
 
+    /// Probes what the goal asks for, which is more once the query turns out to be unlike the rows.
+    fn probe<R: Rows>(&mut self, routing: &RoutingArena, rows: &R) {
+        self.probe_until(self.goal, routing, rows);
+        if self.strangeness.is_none() && self.params.effort.heeds_strangeness() {
+            let strangeness = self.find_strangeness(routing, rows).unwrap_or(USUAL);
+            self.strangeness = Some(strangeness);
+            self.goal = self.goal.and(self.params.effort.goal(self.good_for, strangeness));
+            self.probe_until(self.goal, routing, rows);
+        }
+    }
+
+    /// How strange the query is, as far as sign codes lead to its nearest rows.
+    fn find_strangeness<R: Rows>(&mut self, routing: &RoutingArena, rows: &R) -> Option<f32> {
+        let shortlist = self.shortlist.as_mut()?;
+        if shortlist.horizon() == f32::NEG_INFINITY {
+            follow_up(shortlist, routing, rows, &mut self.frontier);
+        }
+        let tenth = shortlist.rank_after(FEW - 1)?;
+        Some(self.probes.gauge()?.strangeness(tenth))
+    }
+
     /// Probes until the buckets of a goal have been, and enough rows looked at; not beyond the
     /// first ones once there are more rows than the search may go on after.
     fn probe_until<R: Rows>(&mut self, goal: Goal, routing: &RoutingArena, rows: &R) {
-        let first = self.params.effort.goal(self.params.first);
+        let strangeness = self.strangeness.unwrap_or(USUAL);
+        let first = self.params.effort.goal(self.params.first, strangeness);
         while let Some(margin) = self.probes.margin((routing, &self.point)) {
             if !goal.wants(self.probed, margin) && self.scanned >= FEWEST_ROWS {
                 return;

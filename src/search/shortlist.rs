@@ -178,6 +178,16 @@ impl Shortlist {
         self.horizon
     }
 
+    /// The estimated rank of the row that comes after so many others, as far as rows were followed
+    /// up.
+    pub fn rank_after(&mut self, others: usize) -> Option<f32> {
+        let Room { values, scratch, .. } = &mut self.room;
+        scratch.clear();
+        scratch.extend_from_slice(values);
+        let is_known = others < scratch.len();
+        is_known.then(|| *scratch.select_nth_unstable_by(others, f32::total_cmp).1)
+    }
+
     /// Follows rows up, and hands them to `found`, until the horizon has moved beyond the ranks of
     /// as many rows as are expected. Called again it expects more.
     pub fn follow_up<R: Rows>(
@@ -192,14 +202,7 @@ impl Shortlist {
         let first = self.expected.saturating_mul(FIRST_ESTIMATED);
         let lowest = select::threshold(&self.room.bounds, first, &mut self.room.scratch);
         self.estimate_up_to(lowest, routing, rows, &mut found);
-        let last = self.expected - 1;
-        let beyond = if last < self.room.values.len() {
-            self.room.scratch.clear();
-            self.room.scratch.extend_from_slice(&self.room.values);
-            *self.room.scratch.select_nth_unstable_by(last, f32::total_cmp).1
-        } else {
-            f32::INFINITY
-        };
+        let beyond = self.rank_after(self.expected - 1).unwrap_or(f32::INFINITY);
         self.horizon = lowest.max(beyond);
         // Most of them stay the nearest, and are read next.
         let estimated = self.room.values.iter().zip(&self.room.rows);

@@ -284,7 +284,7 @@ fn on_rows_that_leave_the_plane_the_index_was_built_on() -> Result<()> {
         build(&mut client, distance)?;
     }
     client.batch_execute("ANALYZE t")?;
-    // Queries that have no near rows are nobody's promise.
+    // Queries whose near rows are gone, or yet to come, are nobody's promise.
     let check = |client: &mut Client, step: &str, old_queries: Option<&[Vec<f32>]>| -> Result<()> {
         for distance in [L2, COSINE] {
             for query in queries.iter().step_by(40) {
@@ -311,6 +311,55 @@ fn on_rows_that_leave_the_plane_the_index_was_built_on() -> Result<()> {
     client.batch_execute("DELETE FROM t WHERE id < 100000")?;
     client.batch_execute("VACUUM t")?;
     check(&mut client, "all rows elsewhere", None)?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn queries_unlike_the_rows_find_most_of_what_is_near() -> Result<()> {
+    let mut rng = StdRng::seed_from_u64(7);
+    let words = Words::bundled()?.vectors;
+    let cluster = Cluster::builder().start()?;
+    let mut client = cluster.connect()?;
+    for (name, rows) in [("a plane", planar(20_000, 384, 1)), ("words", words)] {
+        let dims = rows[0].len();
+        load(&mut client, &rows, true)?;
+        client.batch_execute("ANALYZE t")?;
+        let mut of = |row: &dyn Fn(&mut StdRng) -> Vec<f32>| -> Vec<Vec<f32>> {
+            (0..100).map(|_| row(&mut rng)).collect()
+        };
+        let pick = |rng: &mut StdRng| &rows[rng.random_range(0..rows.len())];
+        let mean = |rng: &mut StdRng, count: usize| {
+            let mut sum = vec![0.0; dims];
+            for _ in 0..count {
+                sum.iter_mut().zip(pick(rng)).for_each(|(sum, x)| *sum += x / count as f32);
+            }
+            sum
+        };
+        // What a query amid all rows misses shows least.
+        let kinds = [
+            (
+                "any direction",
+                0.92,
+                of(&|rng| (0..dims).map(|_| rng.random_range(-1.0..1.0)).collect()),
+            ),
+            ("means of three", 0.75, of(&|rng| mean(rng, 3))),
+            ("means of eight", 0.75, of(&|rng| mean(rng, 8))),
+            ("rows back to front", 0.9, of(&|rng| pick(rng).iter().rev().copied().collect())),
+        ];
+        for distance in [L2, COSINE] {
+            build(&mut client, distance)?;
+            for (kind, least, queries) in &kinds {
+                let (truth, _) = truth(&mut client, distance, queries, TEN)?;
+                let (found, rate) = nearest(&mut client, distance, queries, true, TEN)?;
+                let recall = recall_of_distances(&found, &truth);
+                println!(
+                    "{name}, {kind}, {}: {recall:.4}, {rate:.0} queries a second",
+                    distance.class
+                );
+                ensure!(recall >= *least, "{name}, {kind}, {}: {recall}", distance.class);
+            }
+        }
+    }
     require_quiet_log(&cluster.log())
 }
 
