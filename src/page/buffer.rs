@@ -38,23 +38,31 @@ impl Locked {
     /// As [`Locked::share`], for a page that was found in a buffer before: `recent` names it, from
     /// 1 on, and is brought up to date. Where the page still is there, no hash table is searched.
     pub fn share_recent(index: Index, block: u32, recent: &Cell<u32>) -> Locked {
-        // SAFETY: the relation is open, and `recent` was the number of a buffer. It is locked once it
-        // is pinned.
-        unsafe {
-            if let Some(buffer) = pin_recent(index.relation(), block, recent.get()) {
-                pg_sys::LockBuffer(buffer, pg_sys::BUFFER_LOCK_SHARE as i32);
-                return Locked { buffer, block };
-            }
-        }
-        let page = Locked::share(index, block);
-        // Local buffers, of temporary relations, have numbers below zero.
-        recent.set(u32::try_from(page.buffer).unwrap_or(0));
-        page
+        Locked::recent(index, block, pg_sys::BUFFER_LOCK_SHARE, recent)
     }
 
     /// Reads `block` and locks it for writing.
     pub fn exclusive(index: Index, block: u32) -> Locked {
         Locked::existing(index, block, pg_sys::BUFFER_LOCK_EXCLUSIVE)
+    }
+
+    /// As [`Locked::exclusive`], for a page as [`Locked::share_recent`] has it.
+    pub fn exclusive_recent(index: Index, block: u32, recent: &Cell<u32>) -> Locked {
+        Locked::recent(index, block, pg_sys::BUFFER_LOCK_EXCLUSIVE, recent)
+    }
+
+    fn recent(index: Index, block: u32, mode: u32, recent: &Cell<u32>) -> Locked {
+        // SAFETY: the relation is open, and `recent` was the number of a buffer. It is locked once it
+        // is pinned.
+        unsafe {
+            if let Some(buffer) = pin_recent(index.relation(), block, recent.get()) {
+                pg_sys::LockBuffer(buffer, mode as i32);
+                return Locked { buffer, block };
+            }
+        }
+        let page = Locked::existing(index, block, mode);
+        recent.set(page.number());
+        page
     }
 
     fn existing(index: Index, block: u32, mode: u32) -> Locked {
@@ -102,6 +110,12 @@ impl Locked {
     /// The buffer, for PostgreSQL's functions.
     pub fn buffer(&self) -> pg_sys::Buffer {
         self.buffer
+    }
+
+    /// The buffer's number, to find the page by later; 0 where there is none, as local buffers, of
+    /// temporary relations, have numbers below zero.
+    pub fn number(&self) -> u32 {
+        u32::try_from(self.buffer).unwrap_or(0)
     }
 
     /// The page's block number.

@@ -9,13 +9,14 @@ use super::buffer::Locked;
 use super::extension::extend_by;
 use super::fault::{Fault, Read};
 use super::layout::{
-    Extent, Kind, LogHead, MetaPayload, RecordHead, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
+    Extent, Kind, LogHead, MetaPayload, RecordHead, Tail, Tid, META_BLOCK, NO_BLOCK, PAGE, PAYLOAD,
 };
 use super::meta::{self, View};
-use super::patch::Patch;
+use super::patch::{Patch, Record};
 use super::wal::{tail, Change, PageMut};
 use super::{Identity, Index};
 use pgrx::pg_sys;
+use std::cell::Cell;
 use std::mem::size_of;
 
 const HEAD: usize = size_of::<LogHead>();
@@ -51,6 +52,8 @@ impl LogEnd {
 pub struct Hint {
     log_id: Identity,
     block: u32,
+    /// The buffer it was in.
+    buffer: u32,
 }
 
 impl Hint {
@@ -99,13 +102,14 @@ pub fn append(index: Index, hint: Option<Hint>, tid: Tid, vector: &[f32]) -> Rea
 /// Appends on the last page reached from `block`, if there is room and it is still the log's.
 fn append_to_last(
     index: Index,
-    Hint { log_id, mut block }: Hint,
+    Hint { log_id, mut block, buffer }: Hint,
     tid: Tid,
     vector: &[f32],
 ) -> Read<Option<(Hint, u64)>> {
+    let recent = Cell::new(buffer);
     loop {
         pgrx::check_for_interrupts!();
-        let page = Locked::exclusive(index, block);
+        let page = Locked::exclusive_recent(index, block, &recent);
         let Ok(tail) = page.owned_tail(Kind::Log, log_id) else { return Ok(None) };
         if tail.next != NO_BLOCK {
             block = tail.next;
@@ -116,14 +120,15 @@ fn append_to_last(
             return Ok(None);
         }
         push_record(index, &page, head, tid, vector);
-        return Ok(Some((Hint { log_id, block }, head.next_seq())));
+        return Ok(Some((Hint { log_id, block, buffer: recent.get() }, head.next_seq())));
     }
 }
 
 /// Appends under the metapage's lock, on new pages if the last has no room.
 fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     let meta_page = Locked::exclusive(index, META_BLOCK);
-    let mut meta = meta::read(&meta_page)?;
+    let before = meta::read(&meta_page)?;
+    let mut meta = before;
     if meta.log_tail_block >= index.blocks() {
         return Err(Fault::damaged(META_BLOCK, "log position"));
     }
@@ -136,7 +141,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     if has_room(&last_head, vector) {
         push_record(index, &last, last_head, tid, vector);
         return Ok(Appended {
-            hint: Hint { log_id: meta.log_id, block: last.block() },
+            hint: Hint { log_id: meta.log_id, block: last.block(), buffer: last.number() },
             seq: last_head.next_seq(),
             grown: None,
         });
@@ -157,30 +162,30 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
         let Some(part) = parts.pop() else { break };
         let page = new_page(index, &mut meta)?;
         let change = Change::begin(index);
-        let mut image = change.fill(&page, tail(Kind::Log, meta.log_id, 0));
-        link(&mut image, next);
+        let mut image = change.fill(&page, Tail { next, ..tail(Kind::Log, meta.log_id, 0) });
         let head = LogHead { first_seq: seq + 1, count: 0, used: PAYLOAD as u32 };
         fill_page(&mut image, head, part);
         change.commit();
         next = page.block();
-        end.get_or_insert(next);
+        end.get_or_insert((next, page.number()));
         added += 1;
     }
 
     let first = new_page(index, &mut meta)?;
     let whole = parts.first().copied().unwrap_or_default();
     let used = if end.is_some() { PAYLOAD } else { HEAD + whole.len() };
-    meta.log_tail_block = end.unwrap_or(first.block());
+    let (end_block, end_buffer) = end.unwrap_or((first.block(), first.number()));
+    meta.log_tail_block = end_block;
     meta.log_pages = meta.log_pages.saturating_add(added);
-    let change = Change::begin(index);
-    let mut image = change.fill(&first, tail(Kind::Log, meta.log_id, 0));
-    link(&mut image, next);
-    fill_page(&mut image, LogHead { first_seq: seq, count: 1, used: used as u32 }, whole);
-    link(&mut change.edit(&last), first.block());
-    meta::write(&mut change.edit(&meta_page), &meta);
-    change.commit();
+    let mut record = Record::new();
+    record.fill(&first, Tail { next, ..tail(Kind::Log, meta.log_id, 0) }, |image| {
+        fill_page(image, LogHead { first_seq: seq, count: 1, used: used as u32 }, whole);
+    });
+    record.patch(&last, Patch::of_tail(Tail { next: first.block(), ..last_tail }));
+    record.patch(&meta_page, meta::patch(&before, &meta));
+    record.commit(index);
     Ok(Appended {
-        hint: Hint { log_id: meta.log_id, block: meta.log_tail_block },
+        hint: Hint { log_id: meta.log_id, block: meta.log_tail_block, buffer: end_buffer },
         seq,
         grown: Some((meta.log_pages - added, meta.log_pages)),
     })
@@ -240,14 +245,8 @@ fn fill_page(image: &mut PageMut<'_>, head: LogHead, bytes: &[u8]) {
     image.set_used(HEAD + bytes.len());
 }
 
-fn link(image: &mut PageMut<'_>, next: u32) {
-    let mut tail = image.tail();
-    tail.next = next;
-    image.set_tail(tail);
-}
-
 /// The tail of a page that the log must own, since the metapage that leads to it is locked.
-fn log_tail(page: &Locked, log_id: Identity) -> Read<super::layout::Tail> {
+fn log_tail(page: &Locked, log_id: Identity) -> Read<Tail> {
     page.owned_tail(Kind::Log, log_id).map_err(|_| Fault::damaged(page.block(), "log owner"))
 }
 

@@ -7,6 +7,7 @@ use super::layout::{
     NO_BLOCK,
 };
 use super::log::{LogEnd, LogStart};
+use super::patch::Patch;
 use super::wal::{tail, Change, PageMut};
 use super::{Identity, Index};
 use crate::metric::Metric;
@@ -115,10 +116,21 @@ pub fn read(page: &Locked) -> Read<MetaPayload> {
 
 /// Puts `meta` on the page and seals it with its checksum.
 pub fn write(page: &mut PageMut<'_>, meta: &MetaPayload) {
-    let mut sealed = *meta;
-    sealed.crc = checksum(meta);
+    let sealed = MetaPayload { crc: checksum(meta), ..*meta };
     page.payload()[..size_of::<MetaPayload>()].copy_from_slice(bytemuck::bytes_of(&sealed));
     page.set_used(size_of::<MetaPayload>());
+}
+
+/// What makes of a page with `before`, as it was read from it, one with `after`.
+pub fn patch(before: &MetaPayload, after: &MetaPayload) -> Patch {
+    let sealed = MetaPayload { crc: checksum(after), ..*after };
+    let (old, new) = (bytemuck::bytes_of(before), bytemuck::bytes_of(&sealed));
+    let differ = |at: &usize| old[*at] != new[*at];
+    let start = (0..new.len()).find(differ).unwrap_or(0);
+    let end = (start..new.len()).rfind(differ).map_or(start, |last| last + 1);
+    let mut patch = Patch::new(new.len(), end - start + 16);
+    patch.put(start, &[&new[start..end]]);
+    patch
 }
 
 fn checksum(meta: &MetaPayload) -> u32 {

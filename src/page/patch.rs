@@ -1,4 +1,4 @@
-//! Small changes of one page, logged without comparing images.
+//! Known changes of a few pages, logged without comparing images.
 //!
 //! [`super::wal::Change`] copies a page and compares all of it to find what has changed, which is
 //! most of what an append costs. Here the changes are known, so that the same record, a generic
@@ -9,10 +9,11 @@
 //! ```
 
 use super::buffer::Locked;
-use super::layout::{HEAD, PAGE, PAYLOAD};
+use super::layout::{Tail, HEAD, PAGE, PAYLOAD};
+use super::wal::{PageImage, PageMut};
 use super::Index;
 use pgrx::pg_sys;
-use std::mem::offset_of;
+use std::mem::{offset_of, size_of};
 
 /// Where a page header says how much of the page is in use.
 const LOWER: usize = offset_of!(pg_sys::PageHeaderData, pd_lower);
@@ -36,6 +37,13 @@ impl Patch {
         patch
     }
 
+    /// A patch of the special area.
+    pub fn of_tail(tail: Tail) -> Patch {
+        let mut patch = Patch { fragments: Vec::with_capacity(2 * size_of::<Tail>()) };
+        patch.at(PAGE - size_of::<Tail>(), &[bytemuck::bytes_of(&tail)]);
+        patch
+    }
+
     /// Puts `parts`, one after the other, into the payload from `offset` on.
     pub fn put(&mut self, offset: usize, parts: &[&[u8]]) {
         let len: usize = parts.iter().map(|part| part.len()).sum();
@@ -53,28 +61,107 @@ impl Patch {
     }
 
     /// Applies the patch to the page and writes its WAL record.
-    pub fn commit(mut self, index: Index, page: &Locked) {
+    pub fn commit(self, index: Index, page: &Locked) {
+        let mut record = Record::new();
+        record.patch(page, self);
+        record.commit(index);
+    }
+}
+
+/// Pages that a record takes without asking for more room.
+const MOST_PAGES: usize = 4;
+
+/// What becomes of a page.
+enum Part {
+    Patched(Patch),
+    /// All of it is written anew.
+    Filled(Box<PageImage>),
+}
+
+/// One WAL record in the making: a few pages that change together.
+///
+/// The buffers stay locked by their [`Locked`] guards until the record is committed; a dropped one
+/// leaves the pages as they were.
+pub struct Record<'p> {
+    parts: Vec<(&'p Locked, Part)>,
+}
+
+impl<'p> Record<'p> {
+    /// A record of nothing.
+    pub fn new() -> Record<'p> {
+        Record { parts: Vec::with_capacity(MOST_PAGES) }
+    }
+
+    /// Adds the patch of a page that is locked for writing.
+    pub fn patch(&mut self, page: &'p Locked, patch: Patch) {
+        assert!(self.parts.len() < MOST_PAGES);
+        self.parts.push((page, Part::Patched(patch)));
+    }
+
+    /// Adds a page that is locked for writing and written from scratch by `write`.
+    pub fn fill(&mut self, page: &'p Locked, tail: Tail, write: impl FnOnce(&mut PageMut<'_>)) {
+        assert!(self.parts.len() < MOST_PAGES);
+        let mut image = Box::new(PageImage([0; PAGE]));
+        let mut page_image = PageMut::of(&mut image);
+        page_image.initialise(tail);
+        write(&mut page_image);
+        self.parts.push((page, Part::Filled(image)));
+    }
+
+    /// Applies the changes to the buffers and writes the WAL record.
+    pub fn commit(mut self, index: Index) {
         let is_logged = needs_wal(index);
-        // SAFETY: the caller's guard has the page pinned and locked for writing, `put` keeps within
-        // it, and the data lives until the record is inserted. Only the WAL functions can fail in
-        // the critical section, which stops the server as it must.
+        // SAFETY: the guards have the pages pinned and locked for writing, parts keep within them,
+        // and their data lives until the record is inserted. Only the WAL functions can fail in the
+        // critical section, which stops the server as it must.
         unsafe {
-            let bytes = pg_sys::BufferGetBlock(page.buffer()).cast::<u8>();
             if is_logged {
                 pg_sys::XLogBeginInsert();
             }
             pg_sys::CritSectionCount += 1;
-            apply(&self.fragments, &mut *bytes.cast::<[u8; PAGE]>());
-            pg_sys::MarkBufferDirty(page.buffer());
+            for (nth, (page, part)) in self.parts.iter_mut().enumerate() {
+                let bytes = &mut *pg_sys::BufferGetBlock(page.buffer()).cast::<[u8; PAGE]>();
+                match part {
+                    Part::Patched(patch) => apply(&patch.fragments, bytes),
+                    Part::Filled(image) => bytes.copy_from_slice(&image.0),
+                }
+                pg_sys::MarkBufferDirty(page.buffer());
+                if is_logged {
+                    register(nth as u8, page, part);
+                }
+            }
             if is_logged {
-                pg_sys::XLogRegisterBuffer(0, page.buffer(), pg_sys::REGBUF_STANDARD as u8);
-                let (data, len) = (self.fragments.as_mut_ptr(), self.fragments.len());
-                pg_sys::XLogRegisterBufData(0, data.cast(), len as i32);
                 let lsn = pg_sys::XLogInsert(pg_sys::RmgrIds::RM_GENERIC_ID as u8, 0);
-                (*bytes.cast::<pg_sys::PageHeaderData>()).pd_lsn =
+                let lsn =
                     pg_sys::PageXLogRecPtr { xlogid: (lsn >> 32) as u32, xrecoff: lsn as u32 };
+                for (page, _) in &self.parts {
+                    let bytes = pg_sys::BufferGetBlock(page.buffer());
+                    (*bytes.cast::<pg_sys::PageHeaderData>()).pd_lsn = lsn;
+                }
             }
             pg_sys::CritSectionCount -= 1;
+        }
+    }
+}
+
+/// Makes a page the `nth` of the WAL record that has been begun.
+///
+/// # Safety
+/// The page is locked for writing and has been changed, and the part lives until the record is
+/// inserted.
+unsafe fn register(nth: u8, page: &Locked, part: &mut Part) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match part {
+            Part::Patched(patch) => {
+                pg_sys::XLogRegisterBuffer(nth, page.buffer(), pg_sys::REGBUF_STANDARD as u8);
+                let (data, len) = (patch.fragments.as_mut_ptr(), patch.fragments.len());
+                pg_sys::XLogRegisterBufData(nth, data.cast(), len as i32);
+            }
+            Part::Filled(_) => {
+                let flags = pg_sys::REGBUF_FORCE_IMAGE | pg_sys::REGBUF_STANDARD;
+                pg_sys::XLogRegisterBuffer(nth, page.buffer(), flags as u8);
+            }
         }
     }
 }
@@ -121,6 +208,17 @@ mod tests {
         expected[HEAD + 8..HEAD + 11].copy_from_slice(&[1, 2, 3]);
         expected[HEAD + PAYLOAD - 1] = 9;
         assert_eq!(page, expected);
+    }
+
+    #[test]
+    fn a_tail_s_patch_leaves_the_rest_as_it_is() {
+        let tail =
+            Tail { next: 7, ..bytemuck::pod_read_unaligned(&[3u8; std::mem::size_of::<Tail>()]) };
+        let mut page = [9u8; PAGE];
+        apply(&Patch::of_tail(tail).fragments, &mut page);
+        let (rest, special) = page.split_at(PAGE - size_of::<Tail>());
+        assert!(rest.iter().all(|byte| *byte == 9));
+        assert_eq!(bytemuck::pod_read_unaligned::<Tail>(special), tail);
     }
 
     #[test]

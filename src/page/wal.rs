@@ -62,10 +62,19 @@ impl Drop for Change {
     }
 }
 
+/// The bytes of a page, in memory as page headers are aligned.
+#[repr(C, align(8))]
+pub struct PageImage(pub [u8; PAGE]);
+
 /// The bytes a page will have.
 pub struct PageMut<'c>(&'c mut [u8; PAGE]);
 
-impl PageMut<'_> {
+impl<'c> PageMut<'c> {
+    /// A page that is put together in memory.
+    pub fn of(image: &'c mut PageImage) -> PageMut<'c> {
+        PageMut(&mut image.0)
+    }
+
     /// Makes an empty page with this tail.
     pub fn initialise(&mut self, tail: Tail) {
         // SAFETY: the image is PAGE bytes.
@@ -88,11 +97,6 @@ impl PageMut<'_> {
             (*self.0.as_mut_ptr().cast::<pg_sys::PageHeaderData>()).pd_lower =
                 (HEAD + bytes) as u16;
         }
-    }
-
-    /// The special area.
-    pub fn tail(&self) -> Tail {
-        bytemuck::pod_read_unaligned(&self.0[PAGE - size_of::<Tail>()..])
     }
 
     /// Overwrites the special area.
