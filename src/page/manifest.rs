@@ -61,8 +61,8 @@ pub struct Manifest {
 /// ```
 ///
 /// `few` and `many` are the router's calibration, with floors and margins or, where all are zero,
-/// without, and so for strangers. In version 1 the head ends before `many`, in version 2 before the margins, in
-/// version 3 before the floors.
+/// without, and so for strangers. In version 1 the head ends before `many`, in version 2 before the
+/// margins, in version 3 before the floors.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct HeadEntry {

@@ -212,8 +212,7 @@ mod tests {
 
     #[test]
     fn a_tail_s_patch_leaves_the_rest_as_it_is() {
-        let tail =
-            Tail { next: 7, ..bytemuck::pod_read_unaligned(&[3u8; std::mem::size_of::<Tail>()]) };
+        let tail = Tail { next: 7, ..bytemuck::pod_read_unaligned(&[3; size_of::<Tail>()]) };
         let mut page = [9u8; PAGE];
         apply(&Patch::of_tail(tail).fragments, &mut page);
         let (rest, special) = page.split_at(PAGE - size_of::<Tail>());

@@ -33,6 +33,10 @@ const FOR_ONE_UNLIKE: usize = 2;
 /// ask with fall less well into its buckets.
 const SAFETY: f64 = 1.3;
 
+/// Within this margin is nearly everything: a greater one says that queries are centroids, or that
+/// equal rows fill buckets.
+const GREATEST_MARGIN: f64 = 16.0;
+
 /// Queries whose nearest rows are being found among rows that pass by.
 pub struct Trial {
     nearest: Nearest,
@@ -116,10 +120,6 @@ fn greatest(paths: &[Path]) -> f64 {
     let margins = paths.iter().flat_map(|path| path.margins(MANY, 0.0));
     margins.filter(|margin| margin.is_finite()).fold(0.0, f64::max).min(GREATEST_MARGIN)
 }
-
-/// Within this margin is nearly everything: a greater one says that queries are centroids, or that
-/// equal rows fill buckets.
-const GREATEST_MARGIN: f64 = 16.0;
 
 #[cfg(test)]
 mod tests {

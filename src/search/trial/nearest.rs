@@ -131,7 +131,8 @@ impl Nearest {
                         _ => squares[row] * (1.0 - ROUNDING),
                     };
                     let limits = &limits[query / PRODUCT_PANEL];
-                    // What is not a number is not beyond.
+                    // What is not a number is not beyond. All are counted first, which takes no
+                    // branches: mostly there is none.
                     let beyond = |(product, limit): (&f32, &f32)| own - factor * product > *limit;
                     if products.iter().zip(limits).filter(|pair| !beyond(*pair)).count() > 0 {
                         let near = products.iter().zip(limits).zip(query as u32..);
@@ -165,6 +166,7 @@ impl Nearest {
             let (Some(list), Some(query)) =
                 (self.lists.get_mut(nth), self.queries.chunks_exact(dims).nth(nth))
             else {
+                // A place behind the last query, with a row that is not of numbers.
                 continue;
             };
             let vector = &rows[row * dims..][..dims];

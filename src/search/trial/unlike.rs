@@ -99,13 +99,14 @@ pub fn margins(
             }
         }
     }
+    // More recall takes no less, and more rows do not either.
     for [few, many] in &mut margins {
-        for recall in 0..RECALLS.len() {
-            let before = recall.checked_sub(1);
-            few[recall] = before.map_or(few[recall], |before| few[recall].max(few[before]));
-            many[recall] = before.map_or(many[recall], |before| many[recall].max(many[before]));
-            many[recall] = many[recall].max(few[recall]);
+        for margins in [&mut *few, &mut *many] {
+            for recall in 1..RECALLS.len() {
+                margins[recall] = margins[recall].max(margins[recall - 1]);
+            }
         }
+        many.iter_mut().zip(few).for_each(|(many, few)| *many = many.max(*few));
     }
     Some(Strangers { at, margins })
 }
