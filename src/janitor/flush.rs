@@ -6,14 +6,14 @@ use super::lock::JobLock;
 use super::progress::Progress;
 use super::rebuild::open_arena;
 use super::rows::RowStore;
-use super::segment_builder::{Assigned, SegmentBuilder, Sorter};
+use super::segment_builder::{Assigned, OnLog, SegmentBuilder, Sorter};
 use super::sweep::sweep;
 use super::tiers::{due, overdue, untidy};
 use crate::cluster::NO_BUCKET;
 use crate::memtable;
 use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
-    log_pages_aside, publish, read_log, Fault, Flip, Index, LogEnd, Manifest, Read, RowMap,
+    log_pages_aside, publish, read_log, Fault, Flip, Index, LogEnd, LogRun, Manifest, Read, RowMap,
     Segment, Space, Tid, TidReader, VectorReader, View,
 };
 use pgrx::pg_sys;
@@ -34,14 +34,17 @@ pub struct Flushed {
     pub buckets: u32,
     /// The buckets have been trained anew.
     pub trained: bool,
+    /// The rows that left the log stay on its pages.
+    pub in_place: bool,
 }
 
 impl fmt::Display for Flushed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "log rows: {}, merged segments: {} with {} rows, segments now: {}, buckets: {}{}",
+            "log rows: {}{}, merged segments: {} with {} rows, segments now: {}, buckets: {}{}",
             self.rows,
+            if self.in_place { " (in place)" } else { "" },
             self.merged,
             self.merged_rows,
             self.segments,
@@ -174,7 +177,10 @@ impl Due {
             _ if retrain => vec![true; sizes.len()],
             Zeal::Hurry => overdue(&sizes),
             Zeal::Flush => due(&sizes, fresh),
-            Zeal::Tidy => untidy(&sizes),
+            Zeal::Tidy => {
+                let on_log = manifest.segments.iter().map(|segment| segment.logged.is_some());
+                untidy(&sizes).into_iter().zip(on_log).map(|(due, on_log)| due || on_log).collect()
+            }
         };
         Due { retrain, merged }
     }
@@ -204,9 +210,11 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     zeal = zeal.beside(log_pages, log_limit);
 
     let mut store = RowStore::new(dims, job_memory());
+    let mut seqs = Vec::new();
     let end = read_log(index, &view, |seq, tid, vector| {
         if tid.is_valid() {
             store.push(tid, vector);
+            seqs.push(seq);
         }
         if seq % BREATH_ROWS == 0 {
             breathe();
@@ -271,8 +279,18 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
             space.release(column.extents.iter().copied());
         }
     }
+    let mut on_log = None;
+    if zeal == Zeal::Hurry && flushed.merged == 0 && flushed.rows > 0 && !retrain {
+        // Nothing of the log has to be written but where it is.
+        let run = LogRun::take(index, &view, &end, &mut space)?;
+        on_log =
+            run.map(|run| OnLog { places: seqs.iter().map(|seq| run.place(*seq)).collect(), run });
+    }
+    flushed.in_place = on_log.is_some();
     space.release_blocks(&manifest_blocks);
-    space.release_blocks(&end.passed);
+    if !flushed.in_place {
+        space.release_blocks(&end.passed);
+    }
     if zeal != Zeal::Tidy && is_long(store.len() as u64, dims) {
         pace::set_long();
     }
@@ -285,7 +303,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
                     Some(sorter) => sorter,
                     None => builder.sorter(&stored)?,
                 };
-                kept.push(builder.build(&sorter, &mut store, &assigned, &mut space)?);
+                kept.push(builder.build(&sorter, &mut store, &assigned, on_log, &mut space)?);
             }
             stored => {
                 drop(sorter);

@@ -14,8 +14,8 @@ use crate::courtesy;
 use crate::metric::Metric;
 use crate::page::layout::Tid;
 use crate::page::{
-    BucketShape, Column, ColumnWriter, Identity, Index, Kind, Read, RouterRef, RowMap, Segment,
-    Space, VectorReader,
+    BucketShape, Column, ColumnWriter, Identity, Index, Kind, LogRun, Logged, Read, RouterRef,
+    RowMap, Segment, Space, VectorReader,
 };
 use crate::quant::{self, sign};
 use crate::search::{Calibration, Trial};
@@ -59,6 +59,14 @@ pub struct Assigned {
     radii: Vec<f32>,
 }
 
+/// Rows of the log whose vectors stay on its pages.
+pub struct OnLog {
+    /// The pages.
+    pub run: LogRun,
+    /// The place there of each row of the store.
+    pub places: Vec<u32>,
+}
+
 impl Sorter {
     /// The router, as searches see it.
     pub fn routing(&self) -> &RoutingArena {
@@ -99,7 +107,7 @@ impl SegmentBuilder<'_> {
             calibration: calibration.unwrap_or(Calibration::EVERYTHING),
             column,
         };
-        let segment = self.write(&router, &routing, store, &assigned, space)?;
+        let segment = self.write(&router, &routing, store, &assigned, None, space)?;
         Ok((stored, segment))
     }
 
@@ -118,7 +126,8 @@ impl SegmentBuilder<'_> {
         self.assign(&sorter.router, store, None)
     }
 
-    /// Writes a segment of rows whose buckets are known.
+    /// Writes a segment of rows whose buckets are known. Where they are all of the log, `on_log` has
+    /// the pages to leave their vectors on, and their places there.
     ///
     /// # Errors
     /// What reading back pages gave.
@@ -127,9 +136,10 @@ impl SegmentBuilder<'_> {
         sorter: &Sorter,
         store: &mut RowStore,
         assigned: &Assigned,
+        on_log: Option<OnLog>,
         space: &mut Space,
     ) -> Read<Segment> {
-        self.write(&sorter.router, &sorter.routing, store, assigned, space)
+        self.write(&sorter.router, &sorter.routing, store, assigned, on_log, space)
     }
 
     /// Finds the buckets of all rows, and shows `trial` the rows.
@@ -196,6 +206,7 @@ impl SegmentBuilder<'_> {
         routing: &RoutingArena,
         store: &mut RowStore,
         assigned: &Assigned,
+        on_log: Option<OnLog>,
         space: &mut Space,
     ) -> Read<Segment> {
         let buckets = &assigned.buckets;
@@ -211,17 +222,15 @@ impl SegmentBuilder<'_> {
 
         let rows = store.len() as u64;
         let mut extents = |bytes: u64| space.take(Column::pages(bytes));
+        let mut column = |kind, row_bytes: usize| {
+            ColumnWriter::new(self.index, kind, extents(rows * row_bytes as u64))
+        };
         let mut output = Output {
-            tids: ColumnWriter::new(
-                self.index,
-                Kind::Tids,
-                extents(rows * size_of::<Tid>() as u64),
-            ),
-            vectors: ColumnWriter::new(
-                self.index,
-                Kind::Vectors,
-                extents(rows * (self.dims * size_of::<f32>()) as u64),
-            ),
+            tids: column(Kind::Tids, size_of::<Tid>()),
+            bodies: match on_log {
+                Some(_) => column(Kind::Places, size_of::<u32>()),
+                None => column(Kind::Vectors, self.dims * size_of::<f32>()),
+            },
             written: 0,
         };
         let table: &[u8] = bytemuck::cast_slice(&shapes);
@@ -231,16 +240,30 @@ impl SegmentBuilder<'_> {
         let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
         let arena = ArenaBuilder { index, metric, dims, crew, router, routing };
         let id = Identity::random();
-        let segment = |output: Output| Segment {
-            id,
-            rows,
-            live: rows,
-            tids: output.tids.finish(),
-            vectors: output.vectors.finish(),
-            buckets: table,
+        let (run, places) = on_log.map(|OnLog { run, places }| (run, places)).unzip();
+        let segment = |output: Output| {
+            let bodies = output.bodies.finish();
+            let (vectors, logged) = match run {
+                Some(LogRun { first_seq, vectors }) => {
+                    (vectors, Some(Logged { first_seq, places: bodies }))
+                }
+                None => (bodies, None),
+            };
+            let tids = output.tids.finish();
+            Segment { id, rows, live: rows, tids, vectors, buckets: table, logged }
         };
         let Some(vectors) = store.in_memory() else {
-            self.write_spilled(store, buckets, &rows_of, &mut output);
+            match &places {
+                Some(places) => {
+                    let order = sorted_by_bucket(buckets, &rows_of);
+                    let row = |nth: usize| {
+                        let nth = order[nth] as usize;
+                        (store.tids()[nth], bytemuck::bytes_of(&places[nth]))
+                    };
+                    self.write_rows(store.len(), row, &mut output);
+                }
+                None => self.write_spilled(store, buckets, &rows_of, &mut output),
+            }
             let segment = segment(output);
             let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
             arena.write(id, &shapes, None, &mut pages, |_| ())?;
@@ -249,7 +272,11 @@ impl SegmentBuilder<'_> {
         let (order, tids) = (sorted_by_bucket(buckets, &rows_of), store.tids());
         let row = |nth: usize| {
             let nth = order[nth] as usize;
-            (tids[nth], &vectors[nth * dims..(nth + 1) * dims])
+            let body = match &places {
+                Some(places) => bytemuck::bytes_of(&places[nth]),
+                None => bytemuck::cast_slice(&vectors[nth * dims..(nth + 1) * dims]),
+            };
+            (tids[nth], body)
         };
         let second = self.second_buckets(router, vectors, assigned);
         let second: Vec<u32> = match second.len() {
@@ -349,19 +376,20 @@ impl SegmentBuilder<'_> {
         }
     }
 
-    /// Writes the next `rows` rows; `row` gives the one of that number.
+    /// Writes the next `rows` rows; `row` gives the TID of the one of that number, and its vector or
+    /// place.
     fn write_rows<'r>(
         &self,
         rows: usize,
-        row: impl Fn(usize) -> (Tid, &'r [f32]),
+        row: impl Fn(usize) -> (Tid, &'r [u8]),
         output: &mut Output,
     ) {
         let first = output.written;
         for nth in first..first + rows {
             courtesy::give_way();
-            let (tid, vector) = row(nth);
+            let (tid, body) = row(nth);
             output.tids.push(bytemuck::bytes_of(&tid));
-            output.vectors.push(bytemuck::cast_slice(vector));
+            output.bodies.push(body);
             if nth % BREATH_ROWS == 0 {
                 self.progress.done(nth as u64);
                 breathe();
@@ -392,7 +420,8 @@ const BREATH_ROWS: usize = 256;
 /// What a segment is written to.
 struct Output {
     tids: ColumnWriter,
-    vectors: ColumnWriter,
+    /// The vectors, or their places in the log.
+    bodies: ColumnWriter,
     written: usize,
 }
 

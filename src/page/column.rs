@@ -82,6 +82,11 @@ impl ColumnMap {
         Ok(ColumnMap { kind: column.kind, id: column.id, runs, recent })
     }
 
+    /// The id on each of the pages.
+    pub fn owner(&self) -> Identity {
+        self.id
+    }
+
     /// The block of page `ordinal`.
     pub fn block(&self, ordinal: u32) -> Read<u32> {
         let after = self.runs.partition_point(|(first, _)| *first <= ordinal);
@@ -125,14 +130,18 @@ impl ColumnReader {
 
     /// Hands `with` the payload of page `ordinal` while it is locked for reading.
     pub fn page<T>(&self, ordinal: u32, with: impl FnOnce(&[u8]) -> T) -> Read<T> {
-        let map = &self.map;
-        let block = map.block(ordinal)?;
-        let page = match map.recent.get(ordinal as usize) {
+        let page = self.lock(ordinal)?;
+        page.check(self.map.kind, self.map.id, ordinal)?;
+        Ok(with(page.payload()))
+    }
+
+    /// Locks page `ordinal`, whatever it is, for reading.
+    pub fn lock(&self, ordinal: u32) -> Read<Locked> {
+        let block = self.map.block(ordinal)?;
+        Ok(match self.map.recent.get(ordinal as usize) {
             Some(recent) => Locked::share_recent(self.index, block, recent),
             None => Locked::share(self.index, block),
-        };
-        page.check(map.kind, map.id, ordinal)?;
-        Ok(with(page.payload()))
+        })
     }
 
     /// Lets `edit` change page `ordinal`.

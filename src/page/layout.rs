@@ -32,8 +32,9 @@ pub const META_BLOCK: u32 = 0;
 
 /// The format this code writes, and the newest it reads.
 ///
-/// 1: the first. 2: a router may have a learned space. 3: calibration for a hundred rows too.
-pub const FORMAT: u32 = 3;
+/// 1: the first. 2: a router may have a learned space. 3: calibration for a hundred rows too. 4: a
+/// segment may have its vectors on pages of the log.
+pub const FORMAT: u32 = 4;
 /// First bytes of a metapage's payload: `DRIFTIDX`.
 pub const META_MAGIC: u64 = u64::from_le_bytes(*b"DRIFTIDX");
 /// Last bytes of every page's tail.
@@ -57,6 +58,10 @@ pub enum Kind {
     Buckets = 6,
     /// A page of the router.
     Router = 7,
+    /// A page of a segment's places in the log.
+    Places = 8,
+    /// What was the log's last page when a segment took it over, copied: nothing is appended here.
+    LogCopy = 9,
 }
 
 /// The special area of every page.
@@ -275,6 +280,16 @@ pub struct RecordHead {
 }
 
 const _: () = assert!(size_of::<RecordHead>() == 24 && offset_of!(RecordHead, tid_check) == 22);
+
+/// Bytes a record of `dims` components takes.
+pub fn record_bytes(dims: usize) -> usize {
+    size_of::<RecordHead>() + dims * size_of::<f32>()
+}
+
+/// Records a log page takes, none where one is longer than a page.
+pub fn records_per_page(dims: usize) -> usize {
+    (PAYLOAD - size_of::<LogHead>()) / record_bytes(dims)
+}
 
 impl RecordHead {
     /// The header of row `tid` with `vector`.

@@ -38,6 +38,10 @@ pub struct LogEnd {
     pub pages_passed: u32,
     /// Their blocks.
     pub passed: Vec<u32>,
+    /// First sequence number of the page that reading began on.
+    pub first_seq: u64,
+    /// First sequence number of `block`.
+    pub block_seq: u64,
 }
 
 impl LogEnd {
@@ -198,6 +202,7 @@ const MOST_AHEAD: u32 = 63;
 
 /// A page for the log: one set aside for it, or a new one at the relation's end.
 fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
+    // From its begin on, so that what a segment takes over of the log is a run of pages too.
     let Some(run) = meta.log_reserve.iter_mut().rev().find(|extent| extent.len > 0) else {
         let more = (meta.log_pages / SHARE_AHEAD).min(MOST_AHEAD);
         if more == 0 {
@@ -207,8 +212,8 @@ fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
         meta.log_reserve[0] = Extent { start: start.saturating_add(1), len: more };
         return Ok(Locked::overwrite(index, start));
     };
-    run.len -= 1;
-    let block = run.start.saturating_add(run.len);
+    let block = run.start;
+    (run.start, run.len) = (run.start.saturating_add(1), run.len - 1);
     if block == META_BLOCK || block == NO_BLOCK {
         return Err(Fault::damaged(META_BLOCK, "log reserve"));
     }
@@ -251,7 +256,7 @@ fn log_tail(page: &Locked, log_id: Identity) -> Read<Tail> {
 }
 
 /// A page's header, if the bytes in use are those of its records.
-fn read_head(page: &Locked, dims: usize) -> Read<LogHead> {
+pub(super) fn read_head(page: &Locked, dims: usize) -> Read<LogHead> {
     let head: LogHead = bytemuck::pod_read_unaligned(&page.payload()[..HEAD]);
     let (used, count) = (head.used as usize, head.count as usize);
     let record = FRAME + dims * size_of::<f32>();
@@ -353,6 +358,7 @@ fn walk(
     let mut block = start.block;
     let mut passed = Vec::new();
     let mut seq = None;
+    let mut first_seq = None;
     loop {
         pgrx::check_for_interrupts!();
         // Pages without records follow one another in number, even in a circle.
@@ -369,6 +375,8 @@ fn walk(
         if !follows {
             return Err(Fault::Recycled(page.block));
         }
+        let block_seq = page.head.first_seq;
+        let first_seq = *first_seq.get_or_insert(block_seq);
         let start = page.block;
         let mut offset = HEAD;
         for nth in 0..page.head.count {
@@ -422,7 +430,14 @@ fn walk(
         let pages_passed = passed.len() as u32;
         if page.next == NO_BLOCK || pages_passed >= pages {
             let seq = next_seq.max(first);
-            return Ok(LogEnd { seq, block: page.block, pages_passed, passed });
+            return Ok(LogEnd {
+                seq,
+                block: page.block,
+                pages_passed,
+                passed,
+                first_seq,
+                block_seq,
+            });
         }
         passed.push(page.block);
         block = page.next;

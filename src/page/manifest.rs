@@ -11,6 +11,7 @@ use super::buffer::Locked;
 use super::column::Column;
 use super::fault::{Fault, Read};
 use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
+use super::logged::Logged;
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
@@ -18,14 +19,15 @@ use crate::search::{Calibration, Margins, Shares, Strangers};
 use bytemuck::{Pod, Zeroable};
 use std::mem::{offset_of, size_of};
 
-/// Bytes of the head in versions 1, 2 and 3.
+/// Bytes of the head in versions 1, 2 and 3, and of a segment's entry up to version 4.
 const HEAD_1: usize = 104;
 const HEAD_2: usize = 136;
 const HEAD_3: usize = 200;
+const SEGMENT_4: usize = 152;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
 /// 1: its head ends with the router. 2: shares for a hundred rows follow. 3: and margins. 4: and
-/// floors, and margins of strangers.
-const VERSION: u32 = 4;
+/// floors, and margins of strangers. 5: segments may have places in the log.
+const VERSION: u32 = 5;
 
 /// The router all segments are sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -110,9 +112,12 @@ struct ColumnEntry {
 }
 
 /// ```text
-/// 0    16     24     32     72        112       152
-/// | id | rows | live | tids | vectors | buckets |
+/// 0    16     24     32     72        112       152         160      200
+/// | id | rows | live | tids | vectors | buckets | first seq | places |
 /// ```
+///
+/// Where the vectors are on pages of the log, the last two are a [`Logged`]; else they are zero, as
+/// they are missing up to version 4.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct SegmentEntry {
@@ -122,6 +127,8 @@ struct SegmentEntry {
     tids: ColumnEntry,
     vectors: ColumnEntry,
     buckets: ColumnEntry,
+    first_seq: u64,
+    places: ColumnEntry,
 }
 
 const _: () = assert!(size_of::<ColumnEntry>() == 40);
@@ -130,7 +137,8 @@ const _: () = assert!(offset_of!(HeadEntry, floors) == HEAD_3);
 const _: () = assert!(offset_of!(StrangersEntry, margins) == 160);
 const _: () = assert!(offset_of!(HeadEntry, many) == HEAD_1);
 const _: () = assert!(offset_of!(HeadEntry, margins) == HEAD_2);
-const _: () = assert!(size_of::<SegmentEntry>() == 152);
+const _: () = assert!(size_of::<SegmentEntry>() == 200);
+const _: () = assert!(offset_of!(SegmentEntry, first_seq) == SEGMENT_4);
 
 impl Manifest {
     /// Rows whose TID is valid.
@@ -140,7 +148,7 @@ impl Manifest {
 
     /// Every column the manifest reaches.
     pub fn columns(&self) -> impl Iterator<Item = &Column> {
-        let segments = self.segments.iter().flat_map(Segment::columns);
+        let segments = self.segments.iter().flat_map(|segment| segment.columns());
         self.router.iter().map(|router| &router.column).chain(segments)
     }
 
@@ -195,6 +203,11 @@ impl Manifest {
                 tids: entry(&segment.tids),
                 vectors: entry(&segment.vectors),
                 buckets: entry(&segment.buckets),
+                first_seq: segment.logged.as_ref().map_or(0, |logged| logged.first_seq),
+                places: match &segment.logged {
+                    Some(logged) => entry(&logged.places),
+                    None => ColumnEntry::zeroed(),
+                },
             })
             .collect();
         head.extents = extents.len() as u32;
@@ -206,11 +219,12 @@ impl Manifest {
 
     fn decode(bytes: &[u8]) -> Option<Manifest> {
         let version = bytes.get(offset_of!(HeadEntry, version)..)?.first_chunk()?;
-        let len = match u32::from_le_bytes(*version) {
-            1 => HEAD_1,
-            2 => HEAD_2,
-            3 => HEAD_3,
-            VERSION => size_of::<HeadEntry>(),
+        let (len, segment_len) = match u32::from_le_bytes(*version) {
+            1 => (HEAD_1, SEGMENT_4),
+            2 => (HEAD_2, SEGMENT_4),
+            3 => (HEAD_3, SEGMENT_4),
+            4 => (size_of::<HeadEntry>(), SEGMENT_4),
+            VERSION => (size_of::<HeadEntry>(), size_of::<SegmentEntry>()),
             _ => return None,
         };
         let (known, rest) = bytes.split_at_checked(len)?;
@@ -233,7 +247,7 @@ impl Manifest {
             true => calibration,
             false => calibration.with_strangers(Strangers { at, margins })?,
         };
-        let table = (head.segments as usize).checked_mul(size_of::<SegmentEntry>())?;
+        let table = (head.segments as usize).checked_mul(segment_len)?;
         let (table, rest) = rest.split_at_checked(table)?;
         if rest.len() != (head.extents as usize).checked_mul(size_of::<Extent>())? {
             return None;
@@ -260,16 +274,26 @@ impl Manifest {
             }),
         };
         let segments = table
-            .chunks_exact(size_of::<SegmentEntry>())
+            .chunks_exact(segment_len)
             .map(|chunk| {
-                let entry: SegmentEntry = bytemuck::pod_read_unaligned(chunk);
+                let mut entry = SegmentEntry::zeroed();
+                bytemuck::bytes_of_mut(&mut entry)[..segment_len].copy_from_slice(chunk);
+                let logged = match entry.vectors.kind == Kind::Log as u32 {
+                    true => {
+                        let places = column(&entry.places, Kind::Places)?;
+                        Some(Logged { first_seq: entry.first_seq, places })
+                    }
+                    false => None,
+                };
+                let kind = if logged.is_some() { Kind::Log } else { Kind::Vectors };
                 Some(Segment {
                     id: entry.id,
                     rows: entry.rows,
                     live: entry.live,
                     tids: column(&entry.tids, Kind::Tids)?,
-                    vectors: column(&entry.vectors, Kind::Vectors)?,
+                    vectors: column(&entry.vectors, kind)?,
                     buckets: column(&entry.buckets, Kind::Buckets)?,
+                    logged,
                 })
             })
             .collect::<Option<Vec<_>>>()?;
@@ -349,10 +373,20 @@ mod tests {
             tids: column(Kind::Tids),
             vectors: column(Kind::Vectors),
             buckets: column(Kind::Buckets),
+            logged: None,
         };
         let column = column(Kind::Router);
         let router = RouterRef { buckets: 4, trained_rows: 10, calibration, column };
         Manifest { router: Some(router), segments: vec![segment.clone(), segment] }
+    }
+
+    #[test]
+    fn vectors_may_be_on_pages_of_the_log() {
+        let mut manifest = manifest(Calibration::EVERYTHING);
+        let logged = Logged { first_seq: 1 << 40, places: column(Kind::Places) };
+        manifest.segments[1].logged = Some(logged);
+        manifest.segments[1].vectors = column(Kind::Log);
+        assert_eq!(Manifest::decode(&manifest.encode()), Some(manifest));
     }
 
     #[test]
@@ -376,6 +410,11 @@ mod tests {
         let bytes = manifest(floors.with_strangers(STRANGERS).unwrap()).encode();
         let of_version = |version: u8, head: usize| {
             let mut bytes = bytes.clone();
+            let last = size_of::<HeadEntry>() + 2 * size_of::<SegmentEntry>();
+            let less = size_of::<SegmentEntry>() - SEGMENT_4;
+            bytes.drain(last - less..last);
+            let first = last - size_of::<SegmentEntry>();
+            bytes.drain(first - less..first);
             bytes.drain(head..size_of::<HeadEntry>());
             bytes[offset_of!(HeadEntry, version)] = version;
             Manifest::decode(&bytes)
@@ -384,6 +423,8 @@ mod tests {
         assert_eq!(of_version(1, HEAD_1), Some(manifest(guessed)));
         assert_eq!(of_version(2, HEAD_2), Some(manifest(shares)));
         assert_eq!(of_version(3, HEAD_3), Some(manifest(of_3)));
-        assert_eq!(of_version(5, size_of::<HeadEntry>()), None);
+        let of_4 = floors.with_strangers(STRANGERS).unwrap();
+        assert_eq!(of_version(4, size_of::<HeadEntry>()), Some(manifest(of_4)));
+        assert_eq!(of_version(6, size_of::<HeadEntry>()), None);
     }
 }

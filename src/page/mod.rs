@@ -9,6 +9,8 @@
 //!                         router's centroids
 //! ```
 //!
+//! A flush in haste leaves the vectors on the log's pages, which are the segment's from then on.
+//!
 //! All pages of one manifest, column or log carry its random 128-bit id in their special area.
 //! What neither the manifest nor the log reaches is free; a reader that meets a page of another
 //! owner holds an outdated manifest and starts over ([`Fault::Recycled`]).
@@ -24,6 +26,7 @@ pub mod heap;
 mod identity;
 pub mod layout;
 mod log;
+mod logged;
 mod manifest;
 mod meta;
 mod patch;
@@ -40,6 +43,7 @@ pub use log::{
     append, kill_rows as kill_log_rows, read as read_log, read_from as read_log_from, Appended,
     Hint, LogEnd, LogStart,
 };
+pub use logged::{LogRun, Logged};
 pub use manifest::{Manifest, RouterRef};
 pub use meta::{create, log_pages_aside, publish, Flip, View};
 pub use relation::Index;

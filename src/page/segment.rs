@@ -1,8 +1,10 @@
-//! Segments: rows sorted by bucket, in a column of TIDs and one of vectors.
+//! Segments: rows sorted by bucket, in a column of TIDs and one of vectors, or with their vectors on
+//! pages of the log.
 
 use super::column::{Column, ColumnMap, ColumnReader};
 use super::fault::{Fault, Read};
 use super::layout::{Tid, PAYLOAD, TIDS_PER_PAGE};
+use super::logged::{Logged, LoggedMap, LoggedReader};
 use super::{Identity, Index};
 use bytemuck::{Pod, Zeroable};
 use std::mem::size_of;
@@ -19,10 +21,12 @@ pub struct Segment {
     pub live: u64,
     /// Heap TIDs, [`Tid::INVALID`] where vacuum removed the row.
     pub tids: Column,
-    /// `rows` vectors.
+    /// `rows` vectors, or the pages of the log that have them.
     pub vectors: Column,
     /// [`BucketShape`]s, ascending, of the buckets that have rows.
     pub buckets: Column,
+    /// Where on these pages each row is.
+    pub logged: Option<Logged>,
 }
 
 /// How many rows of a segment are in one bucket.
@@ -38,9 +42,10 @@ pub struct BucketShape {
 const _: () = assert!(size_of::<BucketShape>() == 8);
 
 impl Segment {
-    /// Its three columns.
-    pub fn columns(&self) -> [&Column; 3] {
-        [&self.tids, &self.vectors, &self.buckets]
+    /// Its columns.
+    pub fn columns(&self) -> impl Iterator<Item = &Column> {
+        let places = self.logged.iter().map(|logged| &logged.places);
+        [&self.tids, &self.vectors, &self.buckets].into_iter().chain(places)
     }
 
     /// Reads the bucket table and checks it against the number of rows and of buckets.
@@ -67,21 +72,35 @@ impl Segment {
 pub struct RowMap {
     rows: u64,
     row_bytes: usize,
-    vectors: Rc<ColumnMap>,
+    vectors: VectorMap,
     tids: Rc<ColumnMap>,
+}
+
+/// Where a segment's vectors are.
+#[derive(Clone, Debug)]
+enum VectorMap {
+    /// One behind the other.
+    Sorted(Rc<ColumnMap>),
+    /// On pages of the log.
+    Logged(LoggedMap),
 }
 
 impl RowMap {
     /// Maps the columns of `segment`, whose vectors have `dims` components.
     pub fn new(index: Index, segment: &Segment, dims: usize) -> Read<RowMap> {
         let (rows, row_bytes) = (segment.rows, dims * size_of::<f32>());
-        if Some(segment.vectors.bytes) != rows.checked_mul(row_bytes as u64) {
-            return Err(Fault::damaged(0, "vector column length"));
-        }
         if Some(segment.tids.bytes) != rows.checked_mul(size_of::<Tid>() as u64) {
             return Err(Fault::damaged(0, "TID column length"));
         }
-        let vectors = Rc::new(ColumnMap::new(index, &segment.vectors)?);
+        let vectors = match &segment.logged {
+            Some(logged) => {
+                VectorMap::Logged(LoggedMap::new(index, &segment.vectors, logged, rows, dims)?)
+            }
+            None if Some(segment.vectors.bytes) == rows.checked_mul(row_bytes as u64) => {
+                VectorMap::Sorted(Rc::new(ColumnMap::new(index, &segment.vectors)?))
+            }
+            None => return Err(Fault::damaged(0, "vector column length")),
+        };
         let tids = Rc::new(ColumnMap::new(index, &segment.tids)?);
         Ok(RowMap { rows, row_bytes, vectors, tids })
     }
@@ -89,14 +108,9 @@ impl RowMap {
     /// Asks the processor for a row's vector and TID, as far as they are on pages that were read
     /// before. A hint.
     pub fn prefetch(&self, row: u64) {
-        let start = row.wrapping_mul(self.row_bytes as u64);
-        let mut ordinal = (start / PAYLOAD as u64) as u32;
-        let mut offset = (start % PAYLOAD as u64) as usize;
-        let mut left = self.row_bytes;
-        while left > 0 {
-            let length = left.min(PAYLOAD - offset);
-            self.vectors.prefetch(ordinal, offset..offset + length);
-            (ordinal, offset, left) = (ordinal.wrapping_add(1), 0, left - length);
+        match &self.vectors {
+            VectorMap::Sorted(vectors) => prefetch_sorted(vectors, row, self.row_bytes),
+            VectorMap::Logged(vectors) => vectors.prefetch(row),
         }
         let (ordinal, at) = place_of_tid(row);
         self.tids.prefetch(ordinal, at..at + size_of::<Tid>());
@@ -109,6 +123,18 @@ impl RowMap {
     }
 }
 
+fn prefetch_sorted(vectors: &ColumnMap, row: u64, row_bytes: usize) {
+    let start = row.wrapping_mul(row_bytes as u64);
+    let mut ordinal = (start / PAYLOAD as u64) as u32;
+    let mut offset = (start % PAYLOAD as u64) as usize;
+    let mut left = row_bytes;
+    while left > 0 {
+        let length = left.min(PAYLOAD - offset);
+        vectors.prefetch(ordinal, offset..offset + length);
+        (ordinal, offset, left) = (ordinal.wrapping_add(1), 0, left - length);
+    }
+}
+
 /// The page of a row's TID, and where on it that is.
 fn place_of_tid(row: u64) -> (u32, usize) {
     let (page, nth) = (row / TIDS_PER_PAGE as u64, row % TIDS_PER_PAGE as u64);
@@ -117,21 +143,35 @@ fn place_of_tid(row: u64) -> (u32, usize) {
 
 /// Reads a segment's vectors.
 pub struct VectorReader {
+    source: Source,
+    rows: u64,
+}
+
+/// Where vectors are read.
+enum Source {
+    Sorted(SortedReader),
+    Logged(LoggedReader),
+}
+
+/// Reads vectors that stand one behind the other.
+struct SortedReader {
     column: ColumnReader,
     row_bytes: usize,
-    rows: u64,
     scratch: Vec<f32>,
 }
 
 impl VectorReader {
     /// Prepares to read vectors.
     pub fn new(index: Index, map: &RowMap) -> VectorReader {
-        VectorReader {
-            column: ColumnReader::new(index, map.vectors.clone()),
-            row_bytes: map.row_bytes,
-            rows: map.rows,
-            scratch: Vec::new(),
-        }
+        let source = match &map.vectors {
+            VectorMap::Sorted(vectors) => Source::Sorted(SortedReader {
+                column: ColumnReader::new(index, vectors.clone()),
+                row_bytes: map.row_bytes,
+                scratch: Vec::new(),
+            }),
+            VectorMap::Logged(vectors) => Source::Logged(LoggedReader::new(index, vectors)),
+        };
+        VectorReader { source, rows: map.rows }
     }
 
     /// Hands `with` the vector of row `row`, in place when it stands on one page.
@@ -139,6 +179,26 @@ impl VectorReader {
         if row >= self.rows {
             return Err(Fault::damaged(0, "row number"));
         }
+        match &mut self.source {
+            Source::Sorted(reader) => reader.row(row, with),
+            Source::Logged(reader) => reader.row(row, with),
+        }
+    }
+
+    /// Appends the vectors of rows `first..first + count` to `out`, page by page.
+    pub fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
+        if first + count as u64 > self.rows {
+            return Err(Fault::damaged(0, "row number"));
+        }
+        match &self.source {
+            Source::Sorted(reader) => reader.rows(first, count, out),
+            Source::Logged(reader) => reader.rows(first, count, out),
+        }
+    }
+}
+
+impl SortedReader {
+    fn row<T>(&mut self, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
         let start = row * self.row_bytes as u64;
         let mut ordinal = (start / PAYLOAD as u64) as u32;
         let mut offset = (start % PAYLOAD as u64) as usize;
@@ -162,11 +222,7 @@ impl VectorReader {
         Ok(with(&self.scratch))
     }
 
-    /// Appends the vectors of rows `first..first + count` to `out`, page by page.
-    pub fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
-        if first + count as u64 > self.rows {
-            return Err(Fault::damaged(0, "row number"));
-        }
+    fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
         let mut start = first * self.row_bytes as u64;
         let end = start + (count * self.row_bytes) as u64;
         while start < end {
