@@ -184,7 +184,7 @@ fn build(base: &Rows, metric: Metric, buckets: usize) -> Result<Index> {
             vectors.extend_from_slice(rows.row(plan.row(*of) as usize));
         }
     }
-    let encoded = encode_run(metric, &routing, &plan, 0..plan.shapes().len(), &vectors);
+    let encoded = encode_run(metric, &routing, &plan, 0..plan.shapes().len(), &vectors, None);
     drop(vectors);
     encoded.iter().try_for_each(|bucket| writer.push_bucket(bucket))?;
     let arena = writer.finish()?;

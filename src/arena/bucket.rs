@@ -34,12 +34,35 @@ pub struct EncodedBucket {
     pub(super) codes: Vec<i8>,
 }
 
+/// What is known of rows before they are encoded: their components with a code, and squared lengths,
+/// under cosine those of the rows at length one.
+#[derive(Clone, Copy, Debug)]
+pub struct Leads<'l> {
+    /// Components with a code, row-major, [`Projection::lead`](crate::quant::Projection::lead) each.
+    pub components: &'l [f32],
+    /// Squared lengths.
+    pub squares: &'l [f32],
+    /// For each row of the segment its number among these.
+    pub order: &'l [u32],
+}
+
+impl<'l> Leads<'l> {
+    fn of(&self, row: u64, width: usize) -> (&'l [f32], f32) {
+        let nth = self.order[row as usize] as usize;
+        (&self.components[nth * width..][..width], self.squares[nth])
+    }
+}
+
 /// A row to be encoded.
 #[derive(Clone, Copy)]
 struct Row<'v> {
+    /// Not needed of a spilled row of which the rest is known.
     vector: &'v [f32],
-    /// Its components with a code in a learned space; empty where none was learned.
+    /// Its components with a code; empty where nothing was learned and they are those of the
+    /// rotated row.
     lead: &'v [f32],
+    /// Its squared length, if the lead is as of [`Leads`].
+    square: Option<f32>,
 }
 
 /// Encodes rows.
@@ -126,10 +149,12 @@ impl<'r> Encoder<'r> {
             (&self.routing.point(bucket)[..components], &self.routing.middle()[..components]);
         let lead = if row.lead.is_empty() { &self.rotated } else { row.lead };
         let square = |vector| f64::from((kernels().inner_product)(vector, vector));
-        let whole = square(row.vector);
-        let unit = match self.metric {
-            // Without a sound length nothing is known of the row.
-            Metric::Cosine => quant::to_unit(whole, row.vector.len()).unwrap_or(f64::NAN),
+        let whole = row.square.map_or_else(|| square(row.vector), f64::from);
+        // Without a sound length nothing is known of the row.
+        let unit = match (self.metric, row.square) {
+            (Metric::Cosine, Some(square)) if square > 0.0 => 1.0,
+            (Metric::Cosine, Some(_)) => f64::NAN,
+            (Metric::Cosine, None) => quant::to_unit(whole, row.vector.len()).unwrap_or(f64::NAN),
             _ => 1.0,
         };
         self.lead_residual.clear();
@@ -144,13 +169,15 @@ impl<'r> Encoder<'r> {
 }
 
 /// Encodes a run of a plan's entries on the current rayon pool. `vectors` has, row-major, the own
-/// rows of all entries in order, and behind these the rows spilled into each in order.
+/// rows of all entries in order, and behind these, where there are no `leads`, the rows spilled into
+/// each in order.
 pub fn encode_run(
     metric: Metric,
     routing: &RoutingArena,
     plan: &Plan,
     entries: Range<usize>,
     vectors: &[f32],
+    leads: Option<Leads<'_>>,
 ) -> Vec<EncodedBucket> {
     let dim = routing.rotation().dim();
     let own: usize = plan.shapes()[entries.clone()].iter().map(|shape| shape.rows as usize).sum();
@@ -162,28 +189,48 @@ pub fn encode_run(
         spilled += plan.spilled(entry).len();
     }
     let projection = routing.projection();
-    let lead = if projection.is_learned() { projection.lead() } else { 0 };
-    let mut leads = Vec::new();
+    let width = projection.lead();
+    let lead = if projection.is_learned() && leads.is_none() { width } else { 0 };
+    let mut made = Vec::new();
     if lead > 0 {
         // The flag is nobody's.
-        let made =
-            project_rows(projection, routing.basis(), lead, vectors, &AtomicBool::new(false));
-        leads = made.unwrap_or_else(|Stopped| Vec::new());
+        let stop = AtomicBool::new(false);
+        let result = project_rows(projection, routing.basis(), lead, vectors, &stop);
+        made = result.unwrap_or_else(|Stopped| Vec::new());
     }
-    let vector = |nth: usize| Row {
-        vector: &vectors[nth * dim..(nth + 1) * dim],
-        lead: &leads[nth * lead..(nth + 1) * lead],
+    let vector = |nth: usize| &vectors[nth * dim..(nth + 1) * dim];
+    // A row at its place among the vectors, and in the segment.
+    let own = |nth: usize, row: u64| match leads {
+        // What is rotated anyway has its lead there.
+        Some(leads) if projection.is_learned() => {
+            let (lead, square) = leads.of(row, width);
+            Row { vector: vector(nth), lead, square: Some(square) }
+        }
+        _ => Row { vector: vector(nth), lead: &made[nth * lead..(nth + 1) * lead], square: None },
+    };
+    let spilled = |nth: usize, row: u64| match leads {
+        Some(leads) => {
+            let (lead, square) = leads.of(row, width);
+            Row { vector: &[], lead, square: Some(square) }
+        }
+        None => {
+            Row { vector: vector(nth), lead: &made[nth * lead..(nth + 1) * lead], square: None }
+        }
     };
     entries
         .into_par_iter()
         .zip(starts)
         .map_init(
             || Encoder::new(metric, routing),
-            |encoder, (entry, (row, spilled))| {
+            |encoder, (entry, (first, first_spilled))| {
                 courtesy::give_way();
                 let shape = plan.shapes()[entry];
-                let rows = (row..row + shape.rows as usize).map(vector);
-                let of = |(nth, of): (usize, &SpilledRow)| (*of, vector(spilled + nth));
+                let row = plan.first_row(entry);
+                let rows =
+                    (0..shape.rows).map(|nth| own(first + nth as usize, row + u64::from(nth)));
+                let of = |(nth, of): (usize, &SpilledRow)| {
+                    (*of, spilled(first_spilled + nth, plan.row(*of)))
+                };
                 let spilled = plan.spilled(entry).iter().enumerate().map(of);
                 encoder.bucket(shape.bucket, rows, spilled)
             },
@@ -192,6 +239,18 @@ pub fn encode_run(
 }
 
 impl EncodedBucket {
+    /// Fails where the codes of `other` are not those of the same rows.
+    #[cfg(test)]
+    pub fn assert_alike(&self, other: &EncodedBucket) {
+        assert_eq!(self.codes, other.codes);
+        assert_eq!(self.factors, other.factors);
+        assert_eq!(self.spilled, other.spilled);
+        assert_eq!(self.signs, other.signs);
+        let bits =
+            |columns: &[Vec<f32>]| columns.concat().iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&self.columns), bits(&other.columns));
+    }
+
     fn push_signs(&mut self, metric: Metric, coding: &Coding, row: &sign::Row<'_>, place: usize) {
         let bytes = sign::block_bytes(coding.code_bits());
         let block = &mut self.signs[place / SIGN_BLOCK * bytes..][..bytes];

@@ -51,7 +51,7 @@ mod routing;
 mod tests;
 mod writer;
 
-pub use bucket::{encode_run, EncodedBucket, SignCodes};
+pub use bucket::{encode_run, EncodedBucket, Leads, SignCodes};
 pub use directory::{list, remove, ArenaName, Listed};
 pub use format::{BucketEntry, BucketShape, Identity, Layout, SpilledRow};
 pub use plan::Plan;

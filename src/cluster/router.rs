@@ -1,5 +1,6 @@
 //! The router: which buckets a row belongs to, and in what order a query looks into them.
 
+use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 use std::sync::OnceLock;
 
@@ -203,22 +204,24 @@ impl Router {
         self.nearest(&self.space.project_rows(rows, stop)?, out, stop)
     }
 
-    /// [`Router::assign`] and [`Router::spill`] at once.
+    /// [`Router::assign`] and [`Router::spill`] at once; returns the rows as they are compared, which
+    /// are [`Projection::components`](crate::quant::Projection::components) each.
     ///
     /// # Errors
     /// [`Stopped`] when the flag went up.
-    pub fn assign_and_spill(
+    pub fn assign_and_spill<'r>(
         &self,
-        rows: &[f32],
+        rows: &'r [f32],
         first: &mut [u32],
         second: &mut [u32],
         stop: &AtomicBool,
-    ) -> Result<(), Stopped> {
+    ) -> Result<Cow<'r, [f32]>, Stopped> {
         let ((centroids, dim), rows) = (self.points(stop)?, self.space.project_rows(rows, stop)?);
         let mut near = vec![Near::default(); first.len()];
         self.nearest(&rows, &mut near, stop)?;
         near.iter().zip(&mut *first).for_each(|(near, first)| *first = near.first);
-        spill(centroids, &rows, dim, &near, first, second, stop)
+        spill(centroids, &rows, dim, &near, first, second, stop)?;
+        Ok(rows)
     }
 
     /// Writes the bucket of each row, as it is compared, to `out`.

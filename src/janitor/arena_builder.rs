@@ -5,7 +5,8 @@ use super::background::pace::breathe;
 use super::crew::Crew;
 use super::sweep::arena_place;
 use crate::arena::{
-    encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Plan, RoutingArena, Writer,
+    encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Leads, Plan, RoutingArena,
+    Writer,
 };
 use crate::cluster::{Router, Stopped};
 use crate::courtesy;
@@ -23,6 +24,9 @@ pub trait VectorSource {
 
     /// Appends the vector of one row.
     fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()>;
+
+    /// What else is known of the rows.
+    fn leads(&self) -> Option<Leads<'_>>;
 }
 
 impl VectorSource for VectorReader {
@@ -32,6 +36,10 @@ impl VectorSource for VectorReader {
 
     fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()> {
         VectorReader::row(self, row, |vector| out.extend_from_slice(vector))
+    }
+
+    fn leads(&self) -> Option<Leads<'_>> {
+        None
     }
 }
 
@@ -43,6 +51,8 @@ pub struct RowsInMemory<'r> {
     pub vectors: &'r [f32],
     /// For each row of the segment its number among `vectors`.
     pub order: &'r [u32],
+    /// What else is known of them, in the same order.
+    pub leads: Option<Leads<'r>>,
 }
 
 impl VectorSource for RowsInMemory<'_> {
@@ -55,6 +65,10 @@ impl VectorSource for RowsInMemory<'_> {
         let at = self.order[row as usize] as usize * self.dims;
         out.extend_from_slice(&self.vectors[at..at + self.dims]);
         Ok(())
+    }
+
+    fn leads(&self) -> Option<Leads<'_>> {
+        self.leads
     }
 }
 
@@ -221,14 +235,16 @@ impl ArenaBuilder<'_> {
             vectors.clear();
             let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
             source.block(plan.first_row(group.start), own, &mut vectors)?;
-            for entry in group.clone() {
+            let has_leads = source.leads().is_some();
+            for entry in group.clone().filter(|_| !has_leads) {
                 for spilled in plan.spilled(entry) {
                     source.row(plan.row(*spilled), &mut vectors)?;
                 }
                 breathe();
             }
             let (metric, routing) = (self.metric, self.routing);
-            let encode = |_: &_| encode_run(metric, routing, plan, group.clone(), &vectors);
+            let (leads, entries) = (source.leads(), group.clone());
+            let encode = |_: &_| encode_run(metric, routing, plan, entries, &vectors, leads);
             let encoded = self.crew.run_beside(encode, || beside(own));
             for bucket in &encoded {
                 courtesy::give_way();

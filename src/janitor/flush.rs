@@ -303,7 +303,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
                     Some(sorter) => sorter,
                     None => builder.sorter(&stored)?,
                 };
-                kept.push(builder.build(&sorter, &mut store, &assigned, on_log, &mut space)?);
+                kept.push(builder.build(&sorter, &mut store, assigned, on_log, &mut space)?);
             }
             stored => {
                 drop(sorter);

@@ -8,6 +8,7 @@ mod arena_builder;
 pub mod background;
 mod crew;
 mod flush;
+mod leads;
 mod lock;
 mod progress;
 mod rebuild;

@@ -3,6 +3,7 @@
 use super::arena_builder::{ArenaBuilder, RowsInMemory};
 use super::background::pace::breathe;
 use super::crew::Crew;
+use super::leads::KnownLeads;
 use super::progress::{Phase, Progress};
 use super::router;
 use super::routing;
@@ -53,6 +54,8 @@ pub struct Assigned {
     /// The second bucket of each row, [`NO_BUCKET`] where there is none; of some it is not known
     /// yet, as it is not of those behind the last.
     pub second: Vec<Option<u32>>,
+    /// Leads of rows from the first on, where rows have sign codes.
+    leads: KnownLeads,
     /// Rows that have just been assigned and are unlike those the router was trained on.
     pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
@@ -107,7 +110,7 @@ impl SegmentBuilder<'_> {
             calibration: calibration.unwrap_or(Calibration::EVERYTHING),
             column,
         };
-        let segment = self.write(&router, &routing, store, &assigned, None, space)?;
+        let segment = self.write(&router, &routing, store, assigned, None, space)?;
         Ok((stored, segment))
     }
 
@@ -135,7 +138,7 @@ impl SegmentBuilder<'_> {
         &self,
         sorter: &Sorter,
         store: &mut RowStore,
-        assigned: &Assigned,
+        assigned: Assigned,
         on_log: Option<OnLog>,
         space: &mut Space,
     ) -> Read<Segment> {
@@ -154,6 +157,10 @@ impl SegmentBuilder<'_> {
         let mut buckets = Vec::with_capacity(store.len());
         let mut second = Vec::new();
         let spills = sign::are_used(metric, dims);
+        // What does not fit in memory is read again, and so are its leads made again.
+        let keeps = spills && store.in_memory().is_some();
+        let projection = &router.space().projection;
+        let mut leads = KnownLeads::with_room(projection, if keeps { store.len() } else { 0 });
         let mut squares = vec![0f64; router.len()];
         let mut counts = vec![0u64; router.len()];
         let is_stranger = router.strangers();
@@ -169,7 +176,10 @@ impl SegmentBuilder<'_> {
                 let (mut found, mut others) = (vec![0u32; rows], Vec::new());
                 if spills {
                     others.resize(rows, 0);
-                    router.assign_and_spill(vectors, &mut found, &mut others, stop)?;
+                    let points = router.assign_and_spill(vectors, &mut found, &mut others, stop)?;
+                    if keeps {
+                        leads.push(projection, vectors, &points);
+                    }
                 } else {
                     router.assign(vectors, &mut found, stop)?;
                 }
@@ -196,7 +206,7 @@ impl SegmentBuilder<'_> {
         });
         let radius = |(sum, count): (f64, u64)| (sum / count.max(1) as f64).sqrt() as f32;
         let radii = squares.into_iter().zip(counts).map(radius).collect();
-        Assigned { buckets, second, strangers, radii }
+        Assigned { buckets, second, leads, strangers, radii }
     }
 
     /// Writes columns, bucket by bucket, and the arena.
@@ -205,10 +215,11 @@ impl SegmentBuilder<'_> {
         router: &Router,
         routing: &RoutingArena,
         store: &mut RowStore,
-        assigned: &Assigned,
+        mut assigned: Assigned,
         on_log: Option<OnLog>,
         space: &mut Space,
     ) -> Read<Segment> {
+        let mut leads = std::mem::take(&mut assigned.leads);
         let buckets = &assigned.buckets;
         self.progress.begin(Phase::Write, store.len() as u64);
         let mut rows_of = vec![0u32; router.len()];
@@ -278,12 +289,16 @@ impl SegmentBuilder<'_> {
             };
             (tids[nth], body)
         };
-        let second = self.second_buckets(router, vectors, assigned);
+        let second = self.second_buckets(router, vectors, &assigned);
         let second: Vec<u32> = match second.len() {
             0 => Vec::new(),
             _ => order.iter().map(|nth| second[*nth as usize]).collect(),
         };
-        let mut source = RowsInMemory { dims, vectors, order: &order };
+        let leads = sign::are_used(metric, dims).then(|| {
+            self.complete(&mut leads, router, vectors);
+            leads.ordered(&order)
+        });
+        let mut source = RowsInMemory { dims, vectors, order: &order, leads };
         let beside = |rows| self.write_rows(rows, row, &mut output);
         arena.write(id, &shapes, Some(&second), &mut source, beside)?;
         // An arena that could not be written has not asked for all.
@@ -323,6 +338,24 @@ impl SegmentBuilder<'_> {
             second.extend(found.unwrap_or_else(|Stopped| vec![NO_BUCKET; buckets.len()]));
         }
         second
+    }
+
+    /// Finds out what is not known yet of the leads of all rows.
+    fn complete(&self, leads: &mut KnownLeads, router: &Router, vectors: &[f32]) {
+        let (metric, dims) = (self.metric, self.dims);
+        let (space, known) = (router.space(), leads.rows() * dims);
+        let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1) * dims;
+        for vectors in vectors[known..].chunks(step) {
+            breathe();
+            let found = self.crew.run(|stop| {
+                let vectors = &*as_compared(metric, dims, vectors);
+                let points = space.project_rows(vectors, stop)?;
+                leads.push(&space.projection, vectors, &points);
+                Ok::<_, Stopped>(())
+            });
+            // A stopped job has already ended the statement.
+            let _ = found;
+        }
     }
 
     /// Sorts rows that do not fit in memory through one temporary file for each run of buckets

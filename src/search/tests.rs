@@ -1,11 +1,12 @@
 //! Searches over segments in memory, against a look at every row.
 
 use super::*;
-use crate::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
+use crate::arena::{encode_run, Arena, Identity, Layout, Leads, Plan, RoutingArena, Writer};
 use crate::cluster::kmeans::Params as KmeansParams;
 use crate::cluster::{self, Groups, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign;
+use crate::simd::kernels;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -106,10 +107,32 @@ impl Index {
                 };
                 let layout = Layout::new(identity, plan.shapes()).unwrap();
                 let mut writer = Writer::in_memory(layout).unwrap();
-                for bucket in encode_run(metric, &routing, &plan, 0..plan.shapes().len(), &vectors)
-                {
-                    writer.push_bucket(&bucket).unwrap();
+                let encode = |vectors: &[f32], leads: Option<Leads<'_>>| {
+                    encode_run(metric, &routing, &plan, 0..plan.shapes().len(), vectors, leads)
+                };
+                let mut encoded = encode(&vectors, None);
+                if sign::are_used(metric, dim) {
+                    // The same from what is known of rows that have been assigned.
+                    let (order, flat) = (Vec::from_iter(0..rows.len() as u32), flat(&rows));
+                    let points = router.space().project_rows(&flat, &STOP).unwrap();
+                    let lead = routing.projection().lead();
+                    let points = points.chunks_exact(components);
+                    let square = kernels().inner_product;
+                    let squares = flat.chunks_exact(dim).map(|row| square(row, row));
+                    let leads = Leads {
+                        components: &points.flat_map(|p| &p[..lead]).copied().collect::<Vec<_>>(),
+                        squares: &squares.collect::<Vec<f32>>(),
+                        order: &order,
+                    };
+                    let known = encode(&rows.concat(), Some(leads));
+                    if metric == Metric::Cosine {
+                        encoded = known;
+                    } else {
+                        let pairs = encoded.iter().zip(&known);
+                        pairs.for_each(|(one, other)| one.assert_alike(other));
+                    }
                 }
+                encoded.iter().for_each(|bucket| writer.push_bucket(bucket).unwrap());
                 Segment { arena: writer.finish().unwrap(), rows }
             })
             .collect();
