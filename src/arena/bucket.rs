@@ -35,7 +35,8 @@ pub struct EncodedBucket {
 }
 
 /// What is known of rows before they are encoded: their components with a code, and squared lengths,
-/// under cosine those of the rows at length one.
+/// under cosine those of the rows at length one, or not a number where a row as it is stored has no
+/// length that f32 holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Leads<'l> {
     /// Components with a code, row-major, [`Projection::lead`](crate::quant::Projection::lead) each.
@@ -47,6 +48,19 @@ pub struct Leads<'l> {
 }
 
 impl<'l> Leads<'l> {
+    /// The squared length of a row, given as it is stored and as it is compared.
+    pub fn square(metric: Metric, stored: &[f32], compared: &[f32]) -> f32 {
+        let square = |row| (kernels().inner_product)(row, row);
+        // The distance is that of the row as it is stored.
+        let is_known = metric != Metric::Cosine
+            || quant::to_unit(f64::from(square(stored)), stored.len()).is_some();
+        if is_known {
+            square(compared)
+        } else {
+            f32::NAN
+        }
+    }
+
     fn of(&self, row: u64, width: usize) -> (&'l [f32], f32) {
         let nth = self.order[row as usize] as usize;
         (&self.components[nth * width..][..width], self.squares[nth])

@@ -1,9 +1,11 @@
 //! What an assignment has found out about rows that their codes are made from as well.
 
+use super::rows::RowStore;
 use crate::arena::Leads;
+use crate::metric::Metric;
 use crate::quant::Projection;
-use crate::simd::kernels;
 use rayon::prelude::*;
+use std::mem::size_of;
 
 /// Rows one thread works on at least.
 const TASK: usize = 256;
@@ -16,12 +18,19 @@ pub struct KnownLeads {
 }
 
 impl KnownLeads {
-    /// Of none, with room for so many rows.
-    pub fn with_room(projection: &Projection, rows: usize) -> KnownLeads {
-        KnownLeads {
-            components: Vec::with_capacity(rows * projection.lead()),
-            squares: Vec::with_capacity(rows),
-        }
+    /// Whether those of all rows of a store fit in memory beside it: together they have three
+    /// quarters of what a job may use. Otherwise codes are made from the vectors alone.
+    pub fn fit(projection: &Projection, store: &RowStore) -> bool {
+        let row = (projection.dim() + projection.lead() + 1) * size_of::<f32>();
+        let most = store.budget() + store.budget() / 2;
+        store.in_memory().is_some() && store.len().saturating_mul(row) <= most
+    }
+
+    /// Makes room for those of so many rows.
+    pub fn reserve(&mut self, projection: &Projection, rows: usize) {
+        let more = rows.saturating_sub(self.squares.len());
+        self.components.reserve_exact(more * projection.lead());
+        self.squares.reserve_exact(more);
     }
 
     /// How many rows they are of.
@@ -29,9 +38,16 @@ impl KnownLeads {
         self.squares.len()
     }
 
-    /// Adds the rows that come next, as they are compared, and their points in the space they are
-    /// compared in. Works on the current rayon pool.
-    pub fn push(&mut self, projection: &Projection, rows: &[f32], points: &[f32]) {
+    /// Adds the rows that come next, as they are stored and as they are compared, and their points
+    /// in the space they are compared in. Works on the current rayon pool.
+    pub fn push(
+        &mut self,
+        metric: Metric,
+        projection: &Projection,
+        stored: &[f32],
+        rows: &[f32],
+        points: &[f32],
+    ) {
         let (dims, lead) = (projection.dim(), projection.lead());
         let first = self.squares.len();
         self.squares.resize(first + rows.len() / dims, 0.0);
@@ -39,12 +55,15 @@ impl KnownLeads {
         let squares = self.squares[first..].par_iter_mut();
         let leads = self.components[first * lead..].par_chunks_mut(lead);
         let points = points.par_chunks(projection.components());
-        rows.par_chunks(dims).zip(points).zip(leads.zip(squares)).with_min_len(TASK).for_each(
-            |((row, point), (out, square))| {
-                out.copy_from_slice(&point[..lead]);
-                *square = (kernels().inner_product)(row, row);
-            },
-        );
+        stored
+            .par_chunks(dims)
+            .zip(rows.par_chunks(dims).zip(points))
+            .zip(leads.zip(squares))
+            .with_min_len(TASK)
+            .for_each(|((stored, (row, point)), (lead_of, square_of))| {
+                lead_of.copy_from_slice(&point[..lead]);
+                *square_of = Leads::square(metric, stored, row);
+            });
     }
 
     /// The same where the rows of a segment have this order.

@@ -157,10 +157,10 @@ impl SegmentBuilder<'_> {
         let mut buckets = Vec::with_capacity(store.len());
         let mut second = Vec::new();
         let spills = sign::are_used(metric, dims);
-        // What does not fit in memory is read again, and so are its leads made again.
-        let keeps = spills && store.in_memory().is_some();
         let projection = &router.space().projection;
-        let mut leads = KnownLeads::with_room(projection, if keeps { store.len() } else { 0 });
+        let keeps = spills && KnownLeads::fit(projection, store);
+        let mut leads = KnownLeads::default();
+        leads.reserve(projection, if keeps { store.len() } else { 0 });
         let mut squares = vec![0f64; router.len()];
         let mut counts = vec![0u64; router.len()];
         let is_stranger = router.strangers();
@@ -169,7 +169,7 @@ impl SegmentBuilder<'_> {
             let rows = vectors.len() / dims;
             let trial = trial.as_deref_mut();
             let found = self.crew.run(|stop| {
-                let vectors = &*as_compared(metric, dims, vectors);
+                let (stored, vectors) = (vectors, &*as_compared(metric, dims, vectors));
                 if let Some(trial) = trial {
                     trial.observe(first, vectors, stop)?;
                 }
@@ -178,7 +178,7 @@ impl SegmentBuilder<'_> {
                     others.resize(rows, 0);
                     let points = router.assign_and_spill(vectors, &mut found, &mut others, stop)?;
                     if keeps {
-                        leads.push(projection, vectors, &points);
+                        leads.push(metric, projection, stored, vectors, &points);
                     }
                 } else {
                     router.assign(vectors, &mut found, stop)?;
@@ -220,6 +220,8 @@ impl SegmentBuilder<'_> {
         space: &mut Space,
     ) -> Read<Segment> {
         let mut leads = std::mem::take(&mut assigned.leads);
+        // What is not in memory is read and written bucket by bucket.
+        let on_log = on_log.filter(|_| store.in_memory().is_some());
         let buckets = &assigned.buckets;
         self.progress.begin(Phase::Write, store.len() as u64);
         let mut rows_of = vec![0u32; router.len()];
@@ -264,17 +266,8 @@ impl SegmentBuilder<'_> {
             Segment { id, rows, live: rows, tids, vectors, buckets: table, logged }
         };
         let Some(vectors) = store.in_memory() else {
-            match &places {
-                Some(places) => {
-                    let order = sorted_by_bucket(buckets, &rows_of);
-                    let row = |nth: usize| {
-                        let nth = order[nth] as usize;
-                        (store.tids()[nth], bytemuck::bytes_of(&places[nth]))
-                    };
-                    self.write_rows(store.len(), row, &mut output);
-                }
-                None => self.write_spilled(store, buckets, &rows_of, &mut output),
-            }
+            drop(leads);
+            self.write_spilled(store, buckets, &rows_of, &mut output);
             let segment = segment(output);
             let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
             arena.write(id, &shapes, None, &mut pages, |_| ())?;
@@ -294,7 +287,8 @@ impl SegmentBuilder<'_> {
             0 => Vec::new(),
             _ => order.iter().map(|nth| second[*nth as usize]).collect(),
         };
-        let leads = sign::are_used(metric, dims).then(|| {
+        let fits = KnownLeads::fit(&router.space().projection, store);
+        let leads = (sign::are_used(metric, dims) && fits).then(|| {
             self.complete(&mut leads, router, vectors);
             leads.ordered(&order)
         });
@@ -344,13 +338,14 @@ impl SegmentBuilder<'_> {
     fn complete(&self, leads: &mut KnownLeads, router: &Router, vectors: &[f32]) {
         let (metric, dims) = (self.metric, self.dims);
         let (space, known) = (router.space(), leads.rows() * dims);
+        leads.reserve(&space.projection, vectors.len() / dims);
         let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1) * dims;
         for vectors in vectors[known..].chunks(step) {
             breathe();
             let found = self.crew.run(|stop| {
-                let vectors = &*as_compared(metric, dims, vectors);
+                let (stored, vectors) = (vectors, &*as_compared(metric, dims, vectors));
                 let points = space.project_rows(vectors, stop)?;
-                leads.push(&space.projection, vectors, &points);
+                leads.push(metric, &space.projection, stored, vectors, &points);
                 Ok::<_, Stopped>(())
             });
             // A stopped job has already ended the statement.

@@ -6,7 +6,6 @@ use crate::cluster::kmeans::Params as KmeansParams;
 use crate::cluster::{self, Groups, Routed, Router};
 use crate::metric::Metric;
 use crate::quant::sign;
-use crate::simd::kernels;
 use rand::{rngs::SmallRng, Rng, SeedableRng};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -117,8 +116,8 @@ impl Index {
                     let points = router.space().project_rows(&flat, &STOP).unwrap();
                     let lead = routing.projection().lead();
                     let points = points.chunks_exact(components);
-                    let square = kernels().inner_product;
-                    let squares = flat.chunks_exact(dim).map(|row| square(row, row));
+                    let squares = rows.iter().zip(flat.chunks_exact(dim));
+                    let squares = squares.map(|(row, flat)| Leads::square(metric, row, flat));
                     let leads = Leads {
                         components: &points.flat_map(|p| &p[..lead]).copied().collect::<Vec<_>>(),
                         squares: &squares.collect::<Vec<f32>>(),
@@ -382,6 +381,17 @@ fn rows_unlike_those_learned_from_are_found_too() {
             wanted += 10;
         }
         assert!(found * 100 >= wanted * 96, "{metric:?}: {found} of {wanted}");
+    }
+}
+
+#[test]
+fn of_a_row_whose_length_f32_does_not_hold_nothing_is_known() {
+    let unit = [0.1f32; 100];
+    for scale in [1e-21, 1e-3, 1.0, 1e18, 1e20] {
+        let stored = unit.map(|x| x * scale);
+        let is_known = |metric| !Leads::square(metric, &stored, &unit).is_nan();
+        let is_held = (1e-3..1e19).contains(&scale);
+        assert_eq!([Metric::L2, Metric::Cosine].map(is_known), [true, is_held], "{scale}");
     }
 }
 
