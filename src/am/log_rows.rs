@@ -86,7 +86,11 @@ impl LogRows {
         if self.give_nearest(index, query, search) {
             return Ok(());
         }
-        // They have been flushed, then the pages tell, or are no longer in memory.
+        if View::take(index)?.log_head_seq() != self.view.log_head_seq() {
+            // They have been flushed: a newer view has less to read.
+            return Err(Fault::Recycled(self.view.log_head_block()));
+        }
+        // They are no longer in memory.
         self.horizon = None;
         let known = self.known.records();
         read_log_from(index, &self.view, self.view.log_start(), u32::MAX, |seq, tid, vector| {

@@ -11,7 +11,6 @@ use super::sweep::sweep;
 use super::tiers::{due, overdue, untidy};
 use crate::cluster::NO_BUCKET;
 use crate::memtable;
-use crate::page::layout::TIDS_PER_PAGE;
 use crate::page::{
     log_pages_aside, publish, read_log, Fault, Flip, Index, LogEnd, LogRun, Manifest, Read, RowMap,
     Segment, Space, Tid, TidReader, VectorReader, View,
@@ -68,7 +67,10 @@ const COST_OF_STRANGER: u64 = 12;
 /// Some are unlike in any table; fewer, and a smaller share of a log's rows, mean nothing.
 const FEWEST_STRANGERS: u64 = 32;
 const STRANGERS_IN_LOG: f64 = 0.1;
-/// Rows read from the log between two breaths.
+/// Of a log that is mostly dead the rows that are alive are written anew: pages would be kept for
+/// few.
+const FEWEST_ALIVE: f64 = 0.5;
+/// Rows read between two breaths.
 const BREATH_ROWS: u64 = 256;
 
 /// Memory a job may use for rows, in bytes.
@@ -161,6 +163,13 @@ fn is_long(rows: u64, dims: usize) -> bool {
     rows.saturating_mul(dims as u64) > MANY_COMPONENTS
 }
 
+/// Those segments too whose vectors are not in order yet.
+fn put_in_order(manifest: &Manifest, mut merged: Vec<bool>) -> Vec<bool> {
+    let segments = manifest.segments.iter().zip(&mut merged);
+    segments.for_each(|(segment, merged)| *merged |= segment.logged.is_some());
+    merged
+}
+
 impl Due {
     /// With so many rows from the log.
     fn of(manifest: &Manifest, dims: usize, fresh: u64, zeal: Zeal) -> Due {
@@ -176,11 +185,10 @@ impl Due {
         let merged = match zeal {
             _ if retrain => vec![true; sizes.len()],
             Zeal::Hurry => overdue(&sizes),
+            // Who is no worker may be all there is.
+            Zeal::Flush if !pace::is_background() => put_in_order(manifest, due(&sizes, fresh)),
             Zeal::Flush => due(&sizes, fresh),
-            Zeal::Tidy => {
-                let on_log = manifest.segments.iter().map(|segment| segment.logged.is_some());
-                untidy(&sizes).into_iter().zip(on_log).map(|(due, on_log)| due || on_log).collect()
-            }
+            Zeal::Tidy => put_in_order(manifest, untidy(&sizes)),
         };
         Due { retrain, merged }
     }
@@ -210,11 +218,12 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     zeal = zeal.beside(log_pages, log_limit);
 
     let mut store = RowStore::new(dims, job_memory());
-    let mut seqs = Vec::new();
+    // Of each row, counted from the log's head.
+    let mut seqs: Vec<u32> = Vec::new();
     let end = read_log(index, &view, |seq, tid, vector| {
         if tid.is_valid() {
             store.push(tid, vector);
-            seqs.push(seq);
+            seqs.push((seq - view.log_head_seq()) as u32);
         }
         if seq % BREATH_ROWS == 0 {
             breathe();
@@ -280,12 +289,18 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
         }
     }
     let mut on_log = None;
-    if zeal == Zeal::Hurry && flushed.merged == 0 && flushed.rows > 0 && !retrain {
+    let is_alive = flushed.rows > 0 && flushed.rows as f64 >= from_log as f64 * FEWEST_ALIVE;
+    let is_alone = flushed.merged == 0 && !retrain && store.in_memory().is_some();
+    if zeal == Zeal::Hurry && is_alive && is_alone {
         // Nothing of the log has to be written but where it is.
-        let run = LogRun::take(index, &view, &end, &mut space)?;
-        on_log =
-            run.map(|run| OnLog { places: seqs.iter().map(|seq| run.place(*seq)).collect(), run });
+        let head_seq = view.log_head_seq();
+        let on = |run: LogRun| OnLog {
+            places: seqs.iter().map(|seq| run.place(head_seq + u64::from(*seq))).collect(),
+            run,
+        };
+        on_log = LogRun::take(index, &view, &end, &mut space)?.map(on);
     }
+    drop(seqs);
     flushed.in_place = on_log.is_some();
     space.release_blocks(&manifest_blocks);
     if !flushed.in_place {
@@ -306,7 +321,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
                 kept.push(builder.build(&sorter, &mut store, assigned, on_log, &mut space)?);
             }
             stored => {
-                drop(sorter);
+                drop((sorter, assigned));
                 flushed.trained = true;
                 let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
                 new_router = Some(router);
@@ -378,24 +393,27 @@ fn read_rows(
     mut row: impl FnMut(usize, Tid, &[f32], u32),
 ) -> Read<()> {
     let shapes = segment.read_buckets(index, router_buckets)?;
-    let mut buckets =
+    let buckets =
         shapes.iter().flat_map(|shape| std::iter::repeat_n(shape.bucket, shape.rows as usize));
+    let buckets: Vec<u32> = buckets.collect();
     let map = RowMap::new(index, segment, dims)?;
-    let tids = TidReader::new(index, &map);
-    let vectors = VectorReader::new(index, &map);
-    let mut block = Vec::new();
-    for page in 0..tids.pages() {
+    let pages = TidReader::new(index, &map);
+    let mut tids = Vec::with_capacity(buckets.len());
+    for page in 0..pages.pages() {
         breathe();
-        let tids = tids.page(page)?;
-        block.clear();
-        vectors.rows(u64::from(page) * TIDS_PER_PAGE as u64, tids.len(), &mut block)?;
-        let first = page as usize * TIDS_PER_PAGE;
-        let rows = tids.into_iter().zip(block.chunks_exact(dims)).zip(&mut buckets);
-        for (((tid, vector), bucket), number) in rows.zip(first..) {
+        tids.extend(pages.page(page)?);
+    }
+    let mut seen = 0;
+    VectorReader::new(index, &map).for_each(|number, vector| {
+        let number = number as usize;
+        if let (Some(tid), Some(bucket)) = (tids.get(number), buckets.get(number)) {
             if tid.is_valid() {
-                row(number, tid, vector, bucket);
+                row(number, *tid, vector, *bucket);
             }
         }
-    }
-    Ok(())
+        seen += 1;
+        if seen % BREATH_ROWS == 0 {
+            breathe();
+        }
+    })
 }

@@ -145,9 +145,11 @@ impl Locked {
         if tail.owner == owner && tail.kind == kind as u16 && tail.magic == TAIL_MAGIC {
             return Ok(tail);
         }
-        // A zeroed page is one that a crash or another writer's extension left empty.
+        // A zeroed page is one that a crash or another writer's extension left empty. A copy of a
+        // log page has the log's name too, and is on one that was free.
         let zeroed = bytemuck::bytes_of(&tail).iter().all(|byte| *byte == 0);
-        if zeroed || (tail.magic == TAIL_MAGIC && tail.owner != owner) {
+        let is_other = tail.owner != owner || tail.kind == Kind::LogCopy as u16;
+        if zeroed || (tail.magic == TAIL_MAGIC && is_other) {
             Err(Fault::Recycled(self.block))
         } else {
             Err(Fault::damaged(self.block, "owner"))

@@ -13,13 +13,13 @@ use std::rc::Rc;
 /// Where a column is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
-    /// Its own id, on each of its pages.
+    /// Its own id, on each of its pages; the log's, where these are taken over from it.
     pub id: Identity,
     /// What it holds.
     pub kind: Kind,
     /// Length.
     pub bytes: u64,
-    /// CRC32 of the bytes as they were written.
+    /// CRC32 of the bytes as they were written; zero where they are pages of the log.
     pub crc: u32,
     /// Its pages, in order.
     pub extents: Vec<Extent>,

@@ -202,7 +202,7 @@ pub struct MetaPayload {
     pub manifest_version: u64,
     /// The current manifest.
     pub manifest: ManifestRef,
-    /// Owner of all log pages.
+    /// Owner of all log pages, those that segments have taken over included.
     pub log_id: Identity,
     /// Records before this sequence number are in segments.
     pub log_head_seq: u64,

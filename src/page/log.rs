@@ -27,6 +27,10 @@ const ROOM: usize = PAYLOAD - HEAD;
 /// Pages after which a walk along the log looks whether there are as many.
 const CIRCLE_CHECK: usize = 1024;
 
+/// Pages that an append follows from the last one it knows of, before it asks the metapage for the
+/// last: they lead through all that segments have taken over.
+const MOST_FOLLOWED: u32 = 4;
+
 /// Where a reader came to the log's end.
 #[derive(Clone, Debug)]
 pub struct LogEnd {
@@ -111,7 +115,7 @@ fn append_to_last(
     vector: &[f32],
 ) -> Read<Option<(Hint, u64)>> {
     let recent = Cell::new(buffer);
-    loop {
+    for _ in 0..MOST_FOLLOWED {
         pgrx::check_for_interrupts!();
         let page = Locked::exclusive_recent(index, block, &recent);
         let Ok(tail) = page.owned_tail(Kind::Log, log_id) else { return Ok(None) };
@@ -126,6 +130,7 @@ fn append_to_last(
         push_record(index, &page, head, tid, vector);
         return Ok(Some((Hint { log_id, block, buffer: recent.get() }, head.next_seq())));
     }
+    Ok(None)
 }
 
 /// Appends under the metapage's lock, on new pages if the last has no room.
@@ -265,7 +270,7 @@ pub(super) fn read_head(page: &Locked, dims: usize) -> Read<LogHead> {
     } else {
         count <= 1 && (HEAD..=PAYLOAD).contains(&used)
     };
-    if sound {
+    if sound && head.first_seq.checked_add(count as u64).is_some() {
         Ok(head)
     } else {
         Err(Fault::damaged(page.block(), "log header"))

@@ -19,6 +19,7 @@ use super::fault::{Fault, Read};
 use super::layout::{record_bytes, records_per_page, Extent, Kind, LogHead, RecordHead, PAYLOAD};
 use super::log::{read_head, LogEnd};
 use super::meta::View;
+use super::space::runs_of;
 use super::wal::{tail, Change};
 use super::{Index, Space};
 use std::mem::size_of;
@@ -27,6 +28,9 @@ use std::rc::Rc;
 
 /// Places on a page.
 const PLACES_PER_PAGE: usize = PAYLOAD / size_of::<u32>();
+
+/// Rows read before it is looked whether the statement has to end.
+const ROWS_BETWEEN_INTERRUPTS: u64 = 256;
 
 /// How to find a segment's rows on pages of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,14 +69,19 @@ impl LogRun {
         if per_page == 0 || !is_full || last_place.is_err() {
             return Ok(None);
         }
-        let mut extents = runs_of(&end.passed);
+        // A page whose records are all in segments already has no row of this one.
+        let flushed = view.log_head_seq().saturating_sub(end.first_seq) / per_page;
+        let (before, taken) = end.passed.split_at((flushed as usize).min(end.passed.len()));
+        space.release_blocks(before);
+        let first_seq = end.first_seq + before.len() as u64 * per_page;
+        let mut extents = runs_of(taken);
         if end.seq > end.block_seq {
             extents.extend(copy_last(index, view, end, space)?);
         }
         let pages = extents.iter().map(|extent| u64::from(extent.len)).sum::<u64>();
         let bytes = pages * PAYLOAD as u64;
         let vectors = Column { id: view.log_id(), kind: Kind::Log, bytes, crc: 0, extents };
-        Ok(Some(LogRun { first_seq: end.first_seq, vectors }))
+        Ok(Some(LogRun { first_seq, vectors }))
     }
 
     /// The place of a record.
@@ -106,18 +115,6 @@ fn copy_last(index: Index, view: &View, end: &LogEnd, space: &mut Space) -> Read
     Ok(extents)
 }
 
-/// Blocks in order, as runs.
-fn runs_of(blocks: &[u32]) -> Vec<Extent> {
-    let mut runs: Vec<Extent> = Vec::new();
-    for block in blocks {
-        match runs.last_mut() {
-            Some(run) if run.start.checked_add(run.len) == Some(*block) => run.len += 1,
-            _ => runs.push(Extent { start: *block, len: 1 }),
-        }
-    }
-    runs
-}
-
 /// Where a segment's rows are on pages of the log; see [`ColumnMap`].
 #[derive(Clone, Debug)]
 pub struct LoggedMap {
@@ -125,6 +122,7 @@ pub struct LoggedMap {
     per_page: u32,
     first_seq: u64,
     places: Rc<ColumnMap>,
+    places_crc: u32,
     pages: Rc<ColumnMap>,
 }
 
@@ -146,7 +144,8 @@ impl LoggedMap {
         }
         let places = Rc::new(ColumnMap::new(index, &logged.places)?);
         let pages = Rc::new(ColumnMap::new(index, vectors)?);
-        Ok(LoggedMap { dims, per_page, first_seq: logged.first_seq, places, pages })
+        let (first_seq, places_crc) = (logged.first_seq, logged.places.crc);
+        Ok(LoggedMap { dims, per_page, first_seq, places, places_crc, pages })
     }
 
     /// Asks the processor for a row's vector, as far as it is on pages that were read before. A hint.
@@ -190,34 +189,70 @@ impl LoggedReader {
 
     /// Hands `with` the vector of row `row`, which is one of the segment's, in place.
     pub fn row<T>(&self, row: u64, with: impl FnOnce(&[f32]) -> T) -> Read<T> {
-        let (ordinal, at) = place_of(row);
-        let place = self.places.page(ordinal, |payload| {
-            bytemuck::pod_read_unaligned(&payload[at..at + size_of::<u32>()])
-        })?;
-        self.record(place, |_, vector| with(bytemuck::cast_slice(vector)))
+        self.record(self.place(row)?, |_, vector| with(bytemuck::cast_slice(vector)))
     }
 
     /// Appends the vectors of rows `first..first + count`, checked, to `out`.
     pub fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
-        let end = first + count as u64;
-        let mut row = first;
-        while row < end {
-            let (ordinal, at) = place_of(row);
-            let rows = (end - row).min(((PAYLOAD - at) / size_of::<u32>()) as u64);
-            let places: Vec<u32> = self.places.page(ordinal, |payload| {
-                bytemuck::pod_collect_to_vec(&payload[at..at + rows as usize * size_of::<u32>()])
-            })?;
-            for place in places {
-                let is_sound = self.record(place, |head, vector| {
-                    out.extend_from_slice(bytemuck::cast_slice(vector));
-                    head.is_sound(vector)
-                })?;
-                if !is_sound {
-                    let block = self.map.pages.block(place / self.map.per_page)?;
-                    return Err(Fault::damaged(block, "log record checksum"));
-                }
+        for row in first..first + count as u64 {
+            if row % ROWS_BETWEEN_INTERRUPTS == 0 {
+                pgrx::check_for_interrupts!();
             }
-            row += rows;
+            self.append(self.place(row)?, out)?;
+        }
+        Ok(())
+    }
+
+    /// Calls `row` with the numbers of `rows` rows, which are all, and their vectors, checked: in the
+    /// order of the log, so that each page is met once.
+    pub fn for_each(&self, rows: u64, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
+        let mut places: Vec<(u32, u32)> = Vec::with_capacity(rows as usize);
+        let mut hasher = crc32fast::Hasher::new();
+        while (places.len() as u64) < rows {
+            pgrx::check_for_interrupts!();
+            let (ordinal, _) = place_of(places.len() as u64);
+            let on_page = (rows - places.len() as u64).min(PLACES_PER_PAGE as u64) as usize;
+            self.places.page(ordinal, |payload| {
+                let bytes = &payload[..on_page * size_of::<u32>()];
+                hasher.update(bytes);
+                let numbers = places.len() as u32..;
+                let place = |(bytes, row): (&[u8], u32)| (bytemuck::pod_read_unaligned(bytes), row);
+                places.extend(bytes.chunks_exact(size_of::<u32>()).zip(numbers).map(place));
+            })?;
+        }
+        if hasher.finalize() != self.map.places_crc {
+            return Err(Fault::damaged(self.map.places.block(0)?, "checksum"));
+        }
+        places.sort_unstable();
+        let mut vectors = Vec::new();
+        for page in places.chunk_by(|a, b| a.0 / self.map.per_page == b.0 / self.map.per_page) {
+            pgrx::check_for_interrupts!();
+            vectors.clear();
+            page.iter().try_for_each(|(place, _)| self.append(*place, &mut vectors))?;
+            // With no page locked.
+            let rows = page.iter().zip(vectors.chunks_exact(self.map.dims));
+            rows.for_each(|((_, number), vector)| row(u64::from(*number), vector));
+        }
+        Ok(())
+    }
+
+    /// The place of a row.
+    fn place(&self, row: u64) -> Read<u32> {
+        let (ordinal, at) = place_of(row);
+        self.places.page(ordinal, |payload| {
+            bytemuck::pod_read_unaligned(&payload[at..at + size_of::<u32>()])
+        })
+    }
+
+    /// Appends the vector of the record at a place, whose checksum has to be right.
+    fn append(&self, place: u32, out: &mut Vec<f32>) -> Read<()> {
+        let is_sound = self.record(place, |head, vector| {
+            out.extend_from_slice(bytemuck::cast_slice(vector));
+            head.is_sound(vector)
+        })?;
+        if !is_sound {
+            let block = self.map.pages.block(place / self.map.per_page)?;
+            return Err(Fault::damaged(block, "log record checksum"));
         }
         Ok(())
     }
@@ -243,20 +278,5 @@ impl LoggedReader {
             return Err(Fault::damaged(page.block(), "log record"));
         }
         Ok(with(&frame, &payload[body]))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pages_that_follow_one_another_are_a_run() {
-        let run = |start, len| Extent { start, len };
-        assert_eq!(
-            runs_of(&[3, 4, 5, 9, 8, 7, 10, 11]),
-            [run(3, 3), run(9, 1), run(8, 1), run(7, 1), run(10, 2)]
-        );
-        assert!(runs_of(&[]).is_empty());
     }
 }

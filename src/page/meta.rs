@@ -190,9 +190,10 @@ pub struct Flip {
 
 /// Pages to set aside for a log that has so many to give back, or to keep.
 ///
-/// What a flush returns of a log is added to what is left, whatever number it had this time: a log
+/// What a flush has read of a log is added to what is left, whatever number it had this time: a log
 /// that was long once will be so again, and cannot grow into what is free for segments. So the
-/// relation has room for the longest log and the most segments there were, and grows no further.
+/// relation has room for the longest log, unless that has more pages than are set aside, and the
+/// most segments there were, and grows no further.
 pub fn log_pages_aside(pages: u32) -> u32 {
     pages.clamp(16, 4096)
 }

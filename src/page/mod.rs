@@ -13,7 +13,8 @@
 //!
 //! All pages of one manifest, column or log carry its random 128-bit id in their special area.
 //! What neither the manifest nor the log reaches is free; a reader that meets a page of another
-//! owner holds an outdated manifest and starts over ([`Fault::Recycled`]).
+//! owner, or of the log with other numbers, holds an outdated manifest and starts over
+//! ([`Fault::Recycled`]).
 //!
 //! New pages are written first, then the metapage flips: one WAL record commits a whole flush,
 //! merge or build, and a crash before it leaves nothing but free pages.

@@ -141,6 +141,9 @@ fn place_of_tid(row: u64) -> (u32, usize) {
     (page as u32, nth as usize * size_of::<Tid>())
 }
 
+/// Pages whose rows are read before what they are read for is done.
+const PAGES_AT_A_TIME: u64 = 16;
+
 /// Reads a segment's vectors.
 pub struct VectorReader {
     source: Source,
@@ -185,7 +188,17 @@ impl VectorReader {
         }
     }
 
-    /// Appends the vectors of rows `first..first + count` to `out`, page by page.
+    /// Calls `row` with the number and the vector of each row, in whatever order meets each page
+    /// once, with no page locked.
+    pub fn for_each(&self, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
+        match &self.source {
+            Source::Sorted(reader) => reader.for_each(self.rows, row),
+            Source::Logged(reader) => reader.for_each(self.rows, &mut row),
+        }
+    }
+
+    /// Appends the vectors of rows `first..first + count` to `out`, page by page; on pages of the
+    /// log those that are not as they were written are damage.
     pub fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
         if first + count as u64 > self.rows {
             return Err(Fault::damaged(0, "row number"));
@@ -220,6 +233,19 @@ impl SortedReader {
             offset = 0;
         }
         Ok(with(&self.scratch))
+    }
+
+    fn for_each(&self, rows: u64, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
+        let step = (PAYLOAD / self.row_bytes).max(1) as u64 * PAGES_AT_A_TIME;
+        let mut vectors = Vec::new();
+        for first in (0..rows).step_by(step as usize) {
+            pgrx::check_for_interrupts!();
+            vectors.clear();
+            self.rows(first, step.min(rows - first) as usize, &mut vectors)?;
+            let vectors = vectors.chunks_exact(self.row_bytes / size_of::<f32>());
+            (first..).zip(vectors).for_each(|(number, vector)| row(number, vector));
+        }
+        Ok(())
     }
 
     fn rows(&self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {

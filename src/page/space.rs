@@ -86,7 +86,7 @@ impl Space {
 
     /// Gives back single pages.
     pub fn release_blocks(&mut self, blocks: &[u32]) {
-        self.release(blocks.iter().map(|block| Extent { start: *block, len: 1 }));
+        self.release(runs_of(blocks));
     }
 
     /// What will be free after the flip, at most `pages` of it.
@@ -108,6 +108,18 @@ impl Space {
         }
         spare
     }
+}
+
+/// Blocks in order, as runs.
+pub fn runs_of(blocks: &[u32]) -> Vec<Extent> {
+    let mut runs: Vec<Extent> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some(run) if run.start.checked_add(run.len) == Some(*block) => run.len += 1,
+            _ => runs.push(Extent { start: *block, len: 1 }),
+        }
+    }
+    runs
 }
 
 fn too_large() -> ! {
@@ -146,6 +158,13 @@ mod tests {
 
     fn extent(start: u32, len: u32) -> Extent {
         Extent { start, len }
+    }
+
+    #[test]
+    fn pages_that_follow_one_another_are_a_run() {
+        let runs = [extent(3, 3), extent(9, 1), extent(8, 1), extent(7, 1), extent(10, 2)];
+        assert_eq!(runs_of(&[3, 4, 5, 9, 8, 7, 10, 11]), runs);
+        assert!(runs_of(&[]).is_empty());
     }
 
     #[test]
