@@ -357,7 +357,8 @@ pub fn commit(
         .flat_map(|extent| extent.start..extent.start + extent.len)
         .collect();
     let root = manifest.write(index, &blocks);
-    let spare = flushed.as_ref().map_or(0, |end| log_pages_aside(end.pages_passed));
+    let aside = |end: &LogEnd| log_pages_aside(end.pages_passed, index.blocks());
+    let spare = flushed.as_ref().map_or(0, aside);
     let spare = space.spare(spare);
     let head = flushed.as_ref().map(LogEnd::start);
     publish(index, &Flip { manifest: root, flushed, spare })?;

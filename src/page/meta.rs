@@ -188,14 +188,22 @@ pub struct Flip {
     pub spare: Vec<Extent>,
 }
 
-/// Pages to set aside for a log that has so many to give back, or to keep.
+/// Pages set aside for any log, as many as are whatever the relation's size, and the part of a large
+/// one that is not more than they may be.
+const FEWEST_ASIDE: u32 = 16;
+const ANY_ASIDE: u32 = 4096;
+const ASIDE_OF_BLOCKS: u32 = 16;
+
+/// Pages to set aside for a log that has so many to give back, or to keep, in a relation of so many
+/// blocks.
 ///
 /// What a flush has read of a log is added to what is left, whatever number it had this time: a log
 /// that was long once will be so again, and cannot grow into what is free for segments. So the
-/// relation has room for the longest log, unless that has more pages than are set aside, and the
-/// most segments there were, and grows no further.
-pub fn log_pages_aside(pages: u32) -> u32 {
-    pages.clamp(16, 4096)
+/// relation has room for the longest log and the most segments there were, and grows no further. A
+/// log that is long for the relation's size grows at its end until it no longer is: it may have been
+/// the only such.
+pub fn log_pages_aside(pages: u32, blocks: u32) -> u32 {
+    pages.clamp(FEWEST_ASIDE, ANY_ASIDE.max(blocks / ASIDE_OF_BLOCKS))
 }
 
 /// Commits a new manifest. The caller holds the job lock.
@@ -210,7 +218,8 @@ pub fn publish(index: Index, flip: &Flip) -> Read<()> {
         meta.log_head_seq = end.seq;
         meta.log_head_block = end.block;
         meta.log_pages = meta.log_pages.saturating_sub(end.pages_passed).max(1);
-        refill(&mut meta.log_reserve, &flip.spare, end.pages_passed);
+        let blocks = index.blocks();
+        refill(&mut meta.log_reserve, &flip.spare, end.pages_passed, blocks);
     }
     let change = Change::begin(index);
     write(&mut change.edit(&page), &meta);
@@ -230,13 +239,13 @@ pub fn count_kill(index: Index) -> Read<()> {
 }
 
 /// Adds `returned` pages of what is spare to what is left, keeping the longest runs.
-fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], returned: u32) {
+fn refill(reserve: &mut [Extent; LOG_RESERVE], spare: &[Extent], returned: u32, blocks: u32) {
     let left = reserve.iter().fold(0u32, |sum, extent| sum.saturating_add(extent.len));
     let mut runs: Vec<Extent> =
         reserve.iter().chain(spare).copied().filter(|extent| extent.len > 0).collect();
     runs.sort_by_key(|extent| std::cmp::Reverse(extent.len));
     runs.resize(LOG_RESERVE, Extent::zeroed());
-    let mut pages = log_pages_aside(left.saturating_add(returned));
+    let mut pages = log_pages_aside(left.saturating_add(returned), blocks);
     for run in &mut runs {
         run.len = run.len.min(pages);
         pages -= run.len;
@@ -260,20 +269,23 @@ mod tests {
     fn the_reserve_keeps_its_longest_runs_and_as_many_pages_as_the_log_had() {
         let mut reserve = [Extent::zeroed(); LOG_RESERVE];
         reserve[3] = extent(10, 4);
-        refill(&mut reserve, &[extent(100, 2), extent(200, 50)], 48);
+        refill(&mut reserve, &[extent(100, 2), extent(200, 50)], 48, 400);
         assert_eq!(reserve[..3], [extent(200, 50), extent(10, 2), extent(100, 0)]);
         // A short log after it does not give up what the long one needed.
         reserve[0].len -= 3;
-        refill(&mut reserve, &[extent(300, 16)], 3);
+        refill(&mut reserve, &[extent(300, 16)], 3, 400);
         assert_eq!(pages(&reserve), 52);
     }
 
     #[test]
     fn the_reserve_has_its_bounds() {
         let mut reserve = [Extent::zeroed(); LOG_RESERVE];
-        refill(&mut reserve, &[extent(100, 40)], 1);
+        refill(&mut reserve, &[extent(100, 40)], 1, 400);
         assert_eq!(pages(&reserve), 16);
-        refill(&mut reserve, &[extent(1000, 5000)], 5000);
+        refill(&mut reserve, &[extent(1000, 5000)], 5000, 40_000);
         assert_eq!(pages(&reserve), 4096);
+        let mut reserve = [Extent::zeroed(); LOG_RESERVE];
+        refill(&mut reserve, &[extent(1000, 5000)], 5000, 160_000);
+        assert_eq!(pages(&reserve), 5000);
     }
 }
