@@ -3,8 +3,9 @@
 //! A check of a checksum holds for as long as nobody writes to the file, and nobody does. So a new
 //! process need not repeat what others have checked: a search by a new connection would spend most
 //! of its time on that. Proofs are kept in a table of fixed size that forgets: each is a number
-//! made of the file and the part of it, at the place that the number itself says. Whatever is not
-//! found there is checked once more. Exact searches rely on no proof: a medium may fail later.
+//! made of the file and the part of it, and those of one file are side by side, since a new process
+//! meets each page of the table for the first time. Whatever is not found there is checked once
+//! more. Exact searches rely on no proof: a medium may fail later.
 
 use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -58,7 +59,12 @@ impl Proofs {
     /// Whether the part was found sound; `check` finds out if nobody has yet.
     pub(super) fn hold(&self, part: Part, check: impl FnOnce() -> bool) -> bool {
         let proof = self.proof(part);
-        let place = self.table.get(proof as usize % self.table.len().max(1));
+        let nth = match part {
+            Part::Whole => 0,
+            Part::Block(nth) => nth.wrapping_add(1),
+        };
+        let place = (self.file as usize).wrapping_add(nth) % self.table.len().max(1);
+        let place = self.table.get(place);
         if place.is_some_and(|place| place.load(Ordering::Relaxed) == proof) {
             return true;
         }
