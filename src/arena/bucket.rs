@@ -61,9 +61,11 @@ impl<'l> Leads<'l> {
         }
     }
 
-    fn of(&self, row: u64, width: usize) -> (&'l [f32], f32) {
+    /// The row of this number in the segment, with so many components.
+    fn row(&self, row: u64, width: usize, vector: &'l [f32]) -> Row<'l> {
         let nth = self.order[row as usize] as usize;
-        (&self.components[nth * width..][..width], self.squares[nth])
+        let lead = &self.components[nth * width..][..width];
+        Row { vector, lead, square: Some(self.squares[nth]) }
     }
 }
 
@@ -213,23 +215,21 @@ pub fn encode_run(
         made = result.unwrap_or_else(|Stopped| Vec::new());
     }
     let vector = |nth: usize| &vectors[nth * dim..(nth + 1) * dim];
-    // A row at its place among the vectors, and in the segment.
-    let own = |nth: usize, row: u64| match leads {
-        // What is rotated anyway has its lead there.
-        Some(leads) if projection.is_learned() => {
-            let (lead, square) = leads.of(row, width);
-            Row { vector: vector(nth), lead, square: Some(square) }
-        }
-        _ => Row { vector: vector(nth), lead: &made[nth * lead..(nth + 1) * lead], square: None },
+    let unknown = |nth: usize| Row {
+        vector: vector(nth),
+        lead: &made[nth * lead..(nth + 1) * lead],
+        square: None,
+    };
+    // A row at its place among the vectors, and in the segment. An own one that is rotated anyway
+    // has its lead there.
+    let of_own = leads.filter(|_| projection.is_learned());
+    let own = |nth: usize, row: u64| match of_own {
+        Some(leads) => leads.row(row, width, vector(nth)),
+        None => unknown(nth),
     };
     let spilled = |nth: usize, row: u64| match leads {
-        Some(leads) => {
-            let (lead, square) = leads.of(row, width);
-            Row { vector: &[], lead, square: Some(square) }
-        }
-        None => {
-            Row { vector: vector(nth), lead: &made[nth * lead..(nth + 1) * lead], square: None }
-        }
+        Some(leads) => leads.row(row, width, &[]),
+        None => unknown(nth),
     };
     entries
         .into_par_iter()

@@ -129,8 +129,8 @@ impl SegmentBuilder<'_> {
         self.assign(&sorter.router, store, None)
     }
 
-    /// Writes a segment of rows whose buckets are known. Where they are all of the log, `on_log` has
-    /// the pages to leave their vectors on, and their places there.
+    /// Writes a segment of rows whose buckets are known. Where they are all of the log, and in memory,
+    /// `on_log` may have the pages to leave their vectors on, and their places there.
     ///
     /// # Errors
     /// What reading back pages gave.
@@ -220,8 +220,7 @@ impl SegmentBuilder<'_> {
         space: &mut Space,
     ) -> Read<Segment> {
         let mut leads = std::mem::take(&mut assigned.leads);
-        // What is not in memory is read and written bucket by bucket.
-        let on_log = on_log.filter(|_| store.in_memory().is_some());
+        assert!(on_log.is_none() || store.in_memory().is_some(), "rows on the log are in memory");
         let buckets = &assigned.buckets;
         self.progress.begin(Phase::Write, store.len() as u64);
         let mut rows_of = vec![0u32; router.len()];
@@ -342,14 +341,14 @@ impl SegmentBuilder<'_> {
         let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1) * dims;
         for vectors in vectors[known..].chunks(step) {
             breathe();
-            let found = self.crew.run(|stop| {
+            let done = self.crew.run(|stop| {
                 let (stored, vectors) = (vectors, &*as_compared(metric, dims, vectors));
                 let points = space.project_rows(vectors, stop)?;
                 leads.push(metric, &space.projection, stored, vectors, &points);
                 Ok::<_, Stopped>(())
             });
             // A stopped job has already ended the statement.
-            let _ = found;
+            done.unwrap_or_default();
         }
     }
 

@@ -52,7 +52,8 @@ pub struct LogRun {
 
 impl LogRun {
     /// The pages of what was read of the log from its head to `end`, the last one copied onto a free
-    /// page. None where they are not as a segment needs them: with records longer than a page.
+    /// page; one that has no row of the segment is given back. None where they are not as a segment
+    /// needs them: with records longer than a page.
     ///
     /// # Errors
     /// What reading the last page gave.
