@@ -141,19 +141,7 @@ impl Locked {
 
     /// The tail, if this page is of `kind` and belongs to `owner`.
     pub fn owned_tail(&self, kind: Kind, owner: Identity) -> Read<Tail> {
-        let tail = self.tail();
-        if tail.owner == owner && tail.kind == kind as u16 && tail.magic == TAIL_MAGIC {
-            return Ok(tail);
-        }
-        // A zeroed page is one that a crash or another writer's extension left empty. A copy of a
-        // log page has the log's name too, and is on one that was free.
-        let zeroed = bytemuck::bytes_of(&tail).iter().all(|byte| *byte == 0);
-        let is_other = tail.owner != owner || tail.kind == Kind::LogCopy as u16;
-        if zeroed || (tail.magic == TAIL_MAGIC && is_other) {
-            Err(Fault::Recycled(self.block))
-        } else {
-            Err(Fault::damaged(self.block, "owner"))
-        }
+        owned(self.tail(), kind, owner, self.block)
     }
 
     /// As [`Locked::owned_tail`], for the page at place `ordinal` of its column or blob.
@@ -253,4 +241,42 @@ pub fn peek<T: AnyBitPattern>(recent: u32, at: usize) -> Option<T> {
 
 fn read_tail(page: &[u8; PAGE]) -> Tail {
     bytemuck::pod_read_unaligned(&page[PAGE - size_of::<Tail>()..])
+}
+
+/// The tail of page `block`, if the page is of `kind` and belongs to `owner`.
+fn owned(tail: Tail, kind: Kind, owner: Identity, block: u32) -> Read<Tail> {
+    if tail.owner == owner && tail.kind == kind as u16 && tail.magic == TAIL_MAGIC {
+        return Ok(tail);
+    }
+    // A zeroed page is one that a crash or another writer's extension left empty. A copy of a
+    // log page has the log's name too, and is on one that was free.
+    let zeroed = bytemuck::bytes_of(&tail).iter().all(|byte| *byte == 0);
+    let is_other = tail.owner != owner || tail.kind == Kind::LogCopy as u16;
+    if zeroed || (tail.magic == TAIL_MAGIC && is_other) {
+        Err(Fault::Recycled(block))
+    } else {
+        Err(Fault::damaged(block, "owner"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::wal::tail;
+    use super::*;
+    use bytemuck::Zeroable;
+
+    #[test]
+    fn a_page_that_was_free_is_recycled_whoever_has_it_now() {
+        let [log, other]: [Identity; 2] = bytemuck::cast([1u64, 2, 3, 4]);
+        let of = |tail: Tail| owned(tail, Kind::Log, log, 7).map(|_| ());
+        assert_eq!(of(tail(Kind::Log, log, 0)), Ok(()));
+        // Of a log, only its copies are on pages that others may have had before.
+        for recycled in [tail(Kind::Log, other, 0), tail(Kind::LogCopy, log, 0), Tail::zeroed()] {
+            assert_eq!(of(recycled), Err(Fault::Recycled(7)));
+        }
+        let unmarked = Tail { magic: 0, ..tail(Kind::LogCopy, log, 0) };
+        for damaged in [tail(Kind::Meta, log, 0), unmarked] {
+            assert_eq!(of(damaged), Err(Fault::damaged(7, "owner")));
+        }
+    }
 }
