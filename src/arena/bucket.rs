@@ -115,18 +115,8 @@ impl<'r> Encoder<'r> {
         spilled: impl ExactSizeIterator<Item = (SpilledRow, Row<'v>)>,
     ) -> EncodedBucket {
         let stride = quant::stride(self.rotation.padded());
-        let mut out = EncodedBucket {
-            factors: Vec::with_capacity(rows.len()),
-            codes: vec![0; rows.len() * stride],
-            ..EncodedBucket::default()
-        };
-        let places = sign::places(rows.len() + spilled.len());
-        if let Some(coding) = self.routing.coding() {
-            let blocks = places.div_ceil(SIGN_BLOCK);
-            out.signs = vec![0; blocks * sign::block_bytes(coding.code_bits())];
-            let none = sign::SignFactors::NO_ROW;
-            out.columns = [none.add, none.scale, none.error].map(|x| vec![x; blocks * SIGN_BLOCK]);
-        }
+        let code_bits = self.routing.coding().map_or(0, Coding::code_bits);
+        let mut out = EncodedBucket::with_room(rows.len(), spilled.len(), stride, code_bits);
         let own = rows.len();
         for (row, nth) in rows.zip(0..) {
             self.rotation.rotate(row.vector, &mut self.rotated);
@@ -142,11 +132,8 @@ impl<'r> Encoder<'r> {
                 self.signs(bucket, row, &mut out, place);
                 out.spilled.push(spilled);
             }
-            if sign::is_narrow(places) {
-                out.signs = sign::narrow(&out.signs, places);
-                out.columns.iter_mut().for_each(|column| column.truncate(places));
-            }
         }
+        out.close();
         out
     }
 
@@ -253,6 +240,43 @@ pub fn encode_run(
 }
 
 impl EncodedBucket {
+    /// A bucket to be filled with so many rows of its own and spilled ones: codes, and columns with
+    /// a place for each, in whole blocks until it is closed.
+    pub(super) fn with_room(
+        own: usize,
+        spilled: usize,
+        stride: usize,
+        code_bits: usize,
+    ) -> EncodedBucket {
+        let blocks = match code_bits {
+            0 => 0,
+            _ => sign::places(own + spilled).div_ceil(SIGN_BLOCK),
+        };
+        let none = sign::SignFactors::NO_ROW;
+        EncodedBucket {
+            signs: vec![0; blocks * sign::block_bytes(code_bits)],
+            columns: [none.add, none.scale, none.error].map(|x| vec![x; blocks * SIGN_BLOCK]),
+            spilled: Vec::with_capacity(spilled),
+            factors: Vec::with_capacity(own),
+            codes: vec![0; own * stride],
+        }
+    }
+
+    /// Gives few rows their narrow block, now that all are there.
+    pub(super) fn close(&mut self) {
+        let places = sign::places(self.factors.len() + self.spilled.len());
+        if !self.signs.is_empty() && sign::is_narrow(places) {
+            self.signs = sign::narrow(&self.signs, places);
+            self.columns.iter_mut().for_each(|column| column.truncate(places));
+        }
+    }
+
+    /// Where the int8 codes of rows spilled into it are.
+    #[cfg(test)]
+    pub fn spilled(&self) -> &[SpilledRow] {
+        &self.spilled
+    }
+
     /// Fails where the codes of `other` are not those of the same rows.
     #[cfg(test)]
     pub fn assert_alike(&self, other: &EncodedBucket) {

@@ -14,7 +14,6 @@ use super::format::{
 };
 use super::proofs::{Part, Proofs};
 use super::{mapping, ArenaError, ArenaName, BucketEntry, Identity, SignCodes};
-use crate::cluster::NO_BUCKET;
 use crate::courtesy;
 use crate::quant::Factors;
 use crate::simd::{self, SignRows};
@@ -50,6 +49,20 @@ pub struct BucketCodes<'a> {
     pub stride: usize,
     /// Sign codes, if rows have any.
     pub signs: Option<SignCodes<'a>>,
+}
+
+/// Where a row's sign code stands besides in its own bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SecondPlace {
+    /// Index of the other bucket in the table.
+    pub entry: u32,
+    /// Place among that one's sign codes.
+    pub place: u32,
+}
+
+impl SecondPlace {
+    /// It stands nowhere else.
+    pub(super) const NONE: SecondPlace = SecondPlace { entry: u32::MAX, place: 0 };
 }
 
 impl Arena {
@@ -258,21 +271,26 @@ impl Arena {
         })
     }
 
-    /// The second bucket of each row, in which its sign code stands besides its own;
-    /// [`NO_BUCKET`] where it stands in none.
+    /// Whether rows have sign codes.
+    pub(super) fn has_signs(&self) -> bool {
+        self.shape.code_bits > 0
+    }
+
+    /// Where the sign code of each row stands besides in its own bucket.
     ///
     /// # Errors
     /// [`ArenaError::Damaged`] when some bucket is not what was written.
-    pub fn second_buckets(&self) -> Result<Vec<u32>, ArenaError> {
+    pub(super) fn second_places(&self) -> Result<Vec<SecondPlace>, ArenaError> {
         let rows = usize::try_from(self.identity.rows).map_err(|_| OUTSIDE)?;
-        let mut second = vec![NO_BUCKET; rows];
-        for (index, of) in self.buckets().iter().enumerate() {
+        let mut second = vec![SecondPlace::NONE; rows];
+        for (entry, of) in (0..).zip(self.buckets()) {
             courtesy::give_way();
-            for spilled in self.bucket(index)?.signs.map_or(&[][..], |signs| signs.spilled) {
+            let spilled = self.bucket(entry as usize)?.signs.map_or(&[][..], |signs| signs.spilled);
+            for (spilled, place) in spilled.iter().zip(of.rows..) {
                 let own = self.buckets().get(spilled.entry as usize).ok_or(OUTSIDE)?;
                 let row = own.first_row.saturating_add(u64::from(spilled.place));
                 let row = usize::try_from(row).ok().and_then(|row| second.get_mut(row));
-                *row.ok_or(OUTSIDE)? = of.bucket;
+                *row.ok_or(OUTSIDE)? = SecondPlace { entry, place };
             }
         }
         Ok(second)

@@ -3,8 +3,8 @@ use std::io;
 use std::path::Path;
 
 use super::format::{Footer, Header, RowShape, FOOTER_BYTES, TABLE, VERSION};
+use super::reader::SecondPlace;
 use super::*;
-use crate::cluster::NO_BUCKET;
 use crate::metric::Metric;
 use crate::quant::{self, sign, Factors};
 
@@ -145,27 +145,28 @@ fn what_is_written_is_read() {
 }
 
 #[test]
-fn second_buckets_are_those_that_rows_were_spilled_into() {
+fn second_places_are_those_that_rows_were_spilled_to() {
     let shapes = [(3, 100), (9, 100), (20, 100)];
     let mut writer = Writer::in_memory(layout(64, &shapes).unwrap()).unwrap();
-    let mut expected = vec![NO_BUCKET; 300];
-    for (nth, (bucket, rows)) in shapes.into_iter().enumerate() {
+    let mut expected = vec![SecondPlace::NONE; 300];
+    for (entry, (_, rows)) in (0..).zip(shapes) {
         let mut encoded = encoded(rows, spilled(rows, 64), 64);
-        let other = (nth + 1) % shapes.len();
-        for (spilled, place) in encoded.spilled.iter_mut().zip((0..).step_by(3)) {
-            *spilled = SpilledRow { entry: other as u32, place };
-            expected[other * 100 + place as usize] = bucket;
+        let other = (entry + 1) % 3;
+        for (nth, spilled) in (0..).zip(&mut encoded.spilled) {
+            *spilled = SpilledRow { entry: other, place: nth * 3 };
+            let row = other * 100 + nth * 3;
+            expected[row as usize] = SecondPlace { entry, place: 100 + nth };
         }
         writer.push_bucket(&encoded).unwrap();
     }
-    assert_eq!(writer.finish().unwrap().second_buckets().unwrap(), expected);
-    assert!(expected.iter().filter(|second| **second != NO_BUCKET).count() == 24);
+    assert_eq!(writer.finish().unwrap().second_places().unwrap(), expected);
+    assert!(expected.iter().filter(|second| **second != SecondPlace::NONE).count() == 24);
     // Entries that there are not.
     let astray = fill(Writer::in_memory(layout(64, &shapes).unwrap()).unwrap(), 64, &shapes);
-    assert!(astray.second_buckets().is_err());
+    assert!(astray.second_places().is_err());
     let (dim, shapes) = SMALL;
     let unsigned = fill(Writer::in_memory(layout(dim, shapes).unwrap()).unwrap(), dim, shapes);
-    assert_eq!(unsigned.second_buckets().unwrap(), [NO_BUCKET; 8]);
+    assert_eq!(unsigned.second_places().unwrap(), [SecondPlace::NONE; 8]);
 }
 
 #[test]

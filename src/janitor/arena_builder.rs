@@ -5,8 +5,8 @@ use super::background::pace::breathe;
 use super::crew::Crew;
 use super::sweep::arena_place;
 use crate::arena::{
-    encode_run, Arena, ArenaError, Identity as ArenaIdentity, Layout, Leads, Plan, RoutingArena,
-    Writer,
+    encode_run, Arena, ArenaError, BucketShape as ArenaBucket, Identity as ArenaIdentity, Layout,
+    Leads, Merge, Origin, Plan, RoutingArena, Writer,
 };
 use crate::cluster::{Router, Stopped};
 use crate::courtesy;
@@ -123,6 +123,71 @@ impl ArenaBuilder<'_> {
         self.fill_or_report(writer, &plan, source, beside)
     }
 
+    /// Makes the arena of rows that are no segment yet, in memory of this backend. `None` when the
+    /// router's own is not sound, or there is not even memory.
+    ///
+    /// # Errors
+    /// What reading rows gave.
+    pub fn in_memory(
+        &self,
+        shapes: &[BucketShape],
+        second: &[u32],
+        source: &mut impl VectorSource,
+    ) -> Read<Option<Arena>> {
+        if !self.routing.is_sound() {
+            return Ok(None);
+        }
+        let plan = Plan::new(&own_rows(shapes), second);
+        let layout = self.layout(Identity::random(), shapes, &plan);
+        self.fill_or_report(layout.and_then(Writer::in_memory), &plan, source, |_| ())
+    }
+
+    /// Makes the arena of a segment of rows whose codes are in `parts`, as a file; `origins` tells
+    /// of each row in order where. `None` when a part is not what was written, or the file could not
+    /// be, which the log then tells. `beside` is called as by [`ArenaBuilder::write`].
+    pub fn merge(
+        &self,
+        id: Identity,
+        shapes: &[BucketShape],
+        parts: &[Arena],
+        origins: &[Origin],
+        beside: impl FnMut(usize),
+    ) -> Option<Arena> {
+        let own = own_rows(shapes);
+        let merge = self.crew.run(|_| Merge::new(parts, &own, origins));
+        match merge.and_then(|merge| self.copy(id, shapes, &merge, beside)) {
+            Ok(arena) => return Some(arena),
+            Err(error @ ArenaError::Damaged(_)) => report_unusable(self.index, &error),
+            Err(error) => report_unwritten(self.index, &error),
+        }
+        None
+    }
+
+    fn copy(
+        &self,
+        id: Identity,
+        shapes: &[BucketShape],
+        merge: &Merge<'_>,
+        mut beside: impl FnMut(usize),
+    ) -> Result<Arena, ArenaError> {
+        let plan = merge.plan();
+        if plan.shapes().last().is_some_and(|last| last.bucket as usize >= self.routing.len()) {
+            return Err(ArenaError::Damaged("second bucket of a row"));
+        }
+        let (directory, name) = arena_place(self.index, id);
+        let mut writer = Writer::create(&directory, &name, self.layout(id, shapes, plan)?)?;
+        for group in self.groups(&all_rows(plan)) {
+            let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
+            breathe();
+            let copied = self.crew.run_beside(|_| merge.copy_run(group), || beside(own))?;
+            for bucket in &copied {
+                courtesy::give_way();
+                writer.push_bucket(bucket)?;
+            }
+        }
+        writer.finish()
+    }
+
     /// Makes the arena of a segment again from its pages: a file, or memory of this backend if no
     /// file can be written. None says that there is not even memory.
     ///
@@ -225,13 +290,8 @@ impl ArenaBuilder<'_> {
         source: &mut impl VectorSource,
         mut beside: impl FnMut(usize),
     ) -> Read<Result<Arena, ArenaError>> {
-        let sizes: Vec<(u32, u32)> = plan
-            .shapes()
-            .iter()
-            .map(|shape| (shape.bucket, shape.rows.saturating_add(shape.spilled)))
-            .collect();
         let mut vectors = Vec::new();
-        for group in self.groups(&sizes) {
+        for group in self.groups(&all_rows(plan)) {
             vectors.clear();
             let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
             source.block(plan.first_row(group.start), own, &mut vectors)?;
@@ -278,6 +338,22 @@ impl ArenaBuilder<'_> {
 /// The buckets with how many rows each has of its own.
 fn own_rows(shapes: &[BucketShape]) -> Vec<(u32, u32)> {
     shapes.iter().map(|shape| (shape.bucket, shape.rows)).collect()
+}
+
+/// The buckets with how many rows each has, of its own and spilled.
+fn all_rows(plan: &Plan) -> Vec<(u32, u32)> {
+    let rows = |shape: &ArenaBucket| shape.rows.saturating_add(shape.spilled);
+    plan.shapes().iter().map(|shape| (shape.bucket, rows(shape))).collect()
+}
+
+/// Tells the log that something is made again.
+pub fn report_unusable(index: Index, error: &ArenaError) {
+    pgrx::ereport!(
+        LOG,
+        pgrx::PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
+        format!("an arena of index \"{}\" is not usable: {error}", index.name()),
+        "It is derived from the index's pages and is made again."
+    );
 }
 
 /// Tells the log that something goes without its arena.

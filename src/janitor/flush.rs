@@ -3,17 +3,16 @@
 use super::background::{self, pace, pace::breathe};
 use super::crew::Crew;
 use super::lock::JobLock;
+use super::merge::{merge, read_rows};
 use super::progress::Progress;
-use super::rebuild::open_arena;
 use super::rows::RowStore;
-use super::segment_builder::{Assigned, OnLog, SegmentBuilder, Sorter};
+use super::segment_builder::{Assigned, OnLog, SegmentBuilder};
 use super::sweep::sweep;
-use super::tiers::{due, overdue, untidy};
-use crate::cluster::NO_BUCKET;
+use super::tiers::{due, overdue, untidy, MOST_MERGED};
 use crate::memtable;
 use crate::page::{
-    log_pages_aside, publish, read_log, Fault, Flip, Index, LogEnd, LogRun, Manifest, Read, RowMap,
-    Segment, Space, Tid, TidReader, VectorReader, View,
+    log_pages_aside, publish, read_log, Fault, Flip, Index, Kind, LogEnd, LogPages, Manifest, Read,
+    Segment, Space, View,
 };
 use pgrx::pg_sys;
 use std::fmt;
@@ -33,7 +32,7 @@ pub struct Flushed {
     pub buckets: u32,
     /// The buckets have been trained anew.
     pub trained: bool,
-    /// The rows that left the log stay on its pages.
+    /// All these rows stay on the log's pages.
     pub in_place: bool,
 }
 
@@ -41,11 +40,11 @@ impl fmt::Display for Flushed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "log rows: {}{}, merged segments: {} with {} rows, segments now: {}, buckets: {}{}",
+            "log rows: {}, merged segments: {} with {} rows{}, segments now: {}, buckets: {}{}",
             self.rows,
-            if self.in_place { " (in place)" } else { "" },
             self.merged,
             self.merged_rows,
+            if self.in_place { ", all in place" } else { "" },
             self.segments,
             self.buckets,
             if self.trained { " (trained anew)" } else { "" }
@@ -67,8 +66,6 @@ const COST_OF_STRANGER: u64 = 12;
 /// Some are unlike in any table; fewer, and a smaller share of a log's rows, mean nothing.
 const FEWEST_STRANGERS: u64 = 32;
 const STRANGERS_IN_LOG: f64 = 0.1;
-/// Of a log that is mostly dead the rows that are alive are written anew: pages would be kept for
-/// few.
 const FEWEST_ALIVE: f64 = 0.5;
 /// Rows read between two breaths.
 const BREATH_ROWS: u64 = 256;
@@ -128,6 +125,11 @@ pub fn tidy(index: Index, job: &JobLock) -> Read<Flushed> {
     try_flush(index, job, Zeal::Tidy).map_err(Fault::under_lock)
 }
 
+/// Whether segments would be put in order if nobody wrote.
+fn is_untidy(manifest: &Manifest, dims: usize) -> bool {
+    !Due::of(manifest, dims, 0, Zeal::Tidy).is_none()
+}
+
 /// What a job is out for.
 #[derive(Clone, Copy, PartialEq)]
 enum Zeal {
@@ -163,6 +165,19 @@ fn is_long(rows: u64, dims: usize) -> bool {
     rows.saturating_mul(dims as u64) > MANY_COMPONENTS
 }
 
+/// Whether a segment becomes one with others like it while its rows stay where they are.
+fn may_join(segment: &Segment, dims: usize) -> bool {
+    segment.logged.as_ref().is_some_and(|logged| {
+        logged.may_join(MOST_MERGED) && is_mostly_alive(segment.live, logged.room(dims))
+    })
+}
+
+/// Of pages that are mostly dead the rows that are alive are written anew: the pages would be kept
+/// for few.
+fn is_mostly_alive(rows: u64, room: u64) -> bool {
+    rows as f64 >= room as f64 * FEWEST_ALIVE
+}
+
 /// Those segments too whose vectors are not in order yet.
 fn put_in_order(manifest: &Manifest, mut merged: Vec<bool>) -> Vec<bool> {
     let segments = manifest.segments.iter().zip(&mut merged);
@@ -184,7 +199,10 @@ impl Due {
         };
         let merged = match zeal {
             _ if retrain => vec![true; sizes.len()],
-            Zeal::Hurry => overdue(&sizes),
+            Zeal::Hurry => {
+                let cheap = manifest.segments.iter().map(|segment| may_join(segment, dims));
+                overdue(&sizes, &cheap.collect::<Vec<_>>())
+            }
             // Who is no worker may be all there is.
             Zeal::Flush if !pace::is_background() => put_in_order(manifest, due(&sizes, fresh)),
             Zeal::Flush => due(&sizes, fresh),
@@ -202,7 +220,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     if zeal == Zeal::Tidy {
         let view = View::take(index)?;
         let (manifest, _) = Manifest::read(index, view.manifest())?;
-        if Due::of(&manifest, view.dims(), 0, zeal).is_none() {
+        if !is_untidy(&manifest, view.dims()) {
             return Ok(Flushed::default());
         }
     }
@@ -262,66 +280,54 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     log_blocks.push(end.block);
     let mut space = Space::new(index, &view, blocks, &manifest, &manifest_blocks, &log_blocks)?;
     let Manifest { router: old_router, segments } = manifest;
-    if let Some(stored) = old_router.as_ref().filter(|_| merged.contains(&true) && !retrain) {
-        sorter = match sorter {
-            None => Some(builder.sorter(stored)?),
-            known => known,
-        };
-    }
-    let mut kept = Vec::new();
-    let router_buckets = old_router.as_ref().map_or(0, |router| router.buckets);
-    for (segment, merge) in segments.into_iter().zip(merged) {
-        if !merge {
-            kept.push(segment);
-            continue;
-        }
-        let sorter = sorter.as_ref().filter(|_| !retrain);
-        let second = sorter.and_then(|sorter| second_buckets(&builder, sorter, &segment));
-        read_rows(index, dims, &segment, router_buckets, |row, tid, vector, bucket| {
-            store.push(tid, vector);
-            assigned.buckets.push(bucket);
-            assigned.second.push(second.as_ref().and_then(|second| second.get(row).copied()));
-        })?;
-        flushed.merged += 1;
-        flushed.merged_rows += segment.live;
-        for column in segment.columns() {
-            space.release(column.extents.iter().copied());
-        }
-    }
+    let (mut kept, mut old) = (Vec::new(), Vec::new());
+    let chosen = segments.into_iter().zip(merged);
+    chosen.for_each(|(segment, merge)| if merge { &mut old } else { &mut kept }.push(segment));
+    flushed.merged = old.len();
+    flushed.merged_rows = old.iter().map(|segment| segment.live).sum();
+
     let mut on_log = None;
-    let is_alive = flushed.rows > 0 && flushed.rows as f64 >= from_log as f64 * FEWEST_ALIVE;
-    let is_alone = flushed.merged == 0 && !retrain && store.in_memory().is_some();
-    if zeal == Zeal::Hurry && is_alive && is_alone {
-        // Nothing of the log has to be written but where it is.
-        let head_seq = view.log_head_seq();
-        let on = |run: LogRun| OnLog {
-            places: seqs.iter().map(|seq| run.place(head_seq + u64::from(*seq))).collect(),
-            run,
-        };
-        on_log = LogRun::take(index, &view, &end, &mut space)?.map(on);
+    let is_alive = is_mostly_alive(flushed.rows, from_log);
+    let can_stay = flushed.rows == 0 || (is_alive && store.in_memory().is_some());
+    if zeal == Zeal::Hurry && !retrain && can_stay && (flushed.rows > 0 || !old.is_empty()) {
+        on_log = stay_on_log(index, &view, &end, &seqs, &old, &mut space)?;
     }
     drop(seqs);
     flushed.in_place = on_log.is_some();
+    for column in old.iter().flat_map(|segment| segment.columns()) {
+        if on_log.is_none() || column.kind != Kind::Log {
+            space.release(column.extents.iter().copied());
+        }
+    }
     space.release_blocks(&manifest_blocks);
-    if !flushed.in_place {
+    if flushed.rows == 0 || on_log.is_none() {
         space.release_blocks(&end.passed);
     }
-    if zeal != Zeal::Tidy && is_long(store.len() as u64, dims) {
+    let written = flushed.rows + if flushed.in_place { 0 } else { flushed.merged_rows };
+    if zeal != Zeal::Tidy && is_long(written, dims) {
         pace::set_long();
     }
 
     let mut new_router = old_router.clone();
-    if store.len() > 0 {
-        match old_router {
-            Some(stored) if !retrain => {
-                let sorter = match sorter {
-                    Some(sorter) => sorter,
-                    None => builder.sorter(&stored)?,
-                };
-                kept.push(builder.build(&sorter, &mut store, assigned, on_log, &mut space)?);
+    match old_router {
+        _ if flushed.rows == 0 && old.is_empty() => {}
+        Some(stored) if !retrain => {
+            let sorter = match sorter {
+                Some(sorter) => sorter,
+                None => builder.sorter(&stored)?,
+            };
+            kept.extend(if old.is_empty() {
+                Some(builder.build(&sorter, &mut store, assigned, on_log, &mut space)?)
+            } else {
+                merge(&builder, &sorter, &mut store, assigned, on_log, &old, &mut space)?
+            });
+        }
+        stored => {
+            drop((sorter, assigned));
+            for segment in &old {
+                read_rows(index, dims, segment, |_, tid, vector| store.push(tid, vector))?;
             }
-            stored => {
-                drop((sorter, assigned));
+            if store.len() > 0 {
                 flushed.trained = true;
                 let (router, segment) = builder.train_and_build(&mut store, &mut space)?;
                 new_router = Some(router);
@@ -334,13 +340,39 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     flushed.segments = kept.len();
     flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
-    let is_untidy = !Due::of(&manifest, dims, 0, Zeal::Tidy).is_none();
+    let is_untidy = is_untidy(&manifest, dims);
     commit(index, job, manifest, Some(end), space)?;
     background::flush_is_done(index, View::take(index)?.log_pages(), log_limit);
     if is_untidy {
         background::tidy_later(index);
     }
     Ok(flushed)
+}
+
+/// What it takes to leave the rows of `old` segments, and those of the log with these numbers from
+/// its head on, where they are. `None` where that is on other pages, or most of what is on these is
+/// dead.
+fn stay_on_log(
+    index: Index,
+    view: &View,
+    end: &LogEnd,
+    seqs: &[u32],
+    old: &[Segment],
+    space: &mut Space,
+) -> Read<Option<OnLog>> {
+    let mut pages = LogPages::none(view);
+    let first_places: Option<Vec<u32>> = old.iter().map(|segment| pages.extend(segment)).collect();
+    let Some(first_places) = first_places else { return Ok(None) };
+    if !is_mostly_alive(old.iter().map(|segment| segment.live).sum(), pages.room()) {
+        return Ok(None);
+    }
+    let mut places = Vec::new();
+    if !seqs.is_empty() {
+        let Some(taken) = pages.take(index, view, end, space)? else { return Ok(None) };
+        let head = view.log_head_seq();
+        places.extend(seqs.iter().map(|seq| taken.place(head + u64::from(*seq))));
+    }
+    Ok(Some(OnLog { pages, places, first_places }))
 }
 
 /// Makes `manifest` the truth, and removes the arenas of segments it no longer has.
@@ -367,54 +399,4 @@ pub fn commit(
     }
     sweep(index, &manifest);
     Ok(())
-}
-
-/// The second bucket of each row of a segment that is sorted by the router in use, if its arena
-/// tells: they are the same whatever segment the row is in.
-fn second_buckets(
-    builder: &SegmentBuilder<'_>,
-    sorter: &Sorter,
-    segment: &Segment,
-) -> Option<Vec<u32>> {
-    let SegmentBuilder { index, metric, dims, .. } = *builder;
-    let routing = sorter.routing();
-    let arena = open_arena(index, metric, dims, routing, segment)?;
-    // One that is damaged in part is made again by who searches it.
-    let second = arena.second_buckets().ok()?;
-    let is_known = |bucket: &u32| *bucket == NO_BUCKET || (*bucket as usize) < routing.len();
-    second.iter().all(is_known).then_some(second)
-}
-
-/// Calls `row` with the numbers of the live rows of a segment, these and their buckets.
-fn read_rows(
-    index: Index,
-    dims: usize,
-    segment: &Segment,
-    router_buckets: u32,
-    mut row: impl FnMut(usize, Tid, &[f32], u32),
-) -> Read<()> {
-    let shapes = segment.read_buckets(index, router_buckets)?;
-    let buckets =
-        shapes.iter().flat_map(|shape| std::iter::repeat_n(shape.bucket, shape.rows as usize));
-    let buckets: Vec<u32> = buckets.collect();
-    let map = RowMap::new(index, segment, dims)?;
-    let pages = TidReader::new(index, &map);
-    let mut tids = Vec::with_capacity(buckets.len());
-    for page in 0..pages.pages() {
-        breathe();
-        tids.extend(pages.page(page)?);
-    }
-    let mut seen = 0;
-    VectorReader::new(index, &map).for_each(|number, vector| {
-        let number = number as usize;
-        if let (Some(tid), Some(bucket)) = (tids.get(number), buckets.get(number)) {
-            if tid.is_valid() {
-                row(number, *tid, vector, *bucket);
-            }
-        }
-        seen += 1;
-        if seen % BREATH_ROWS == 0 {
-            breathe();
-        }
-    })
 }

@@ -10,8 +10,7 @@ use std::mem::size_of;
 /// Rows one thread works on at least.
 const TASK: usize = 256;
 
-/// The components with a code, and squared lengths, of a store's first rows; see [`Leads`].
-#[derive(Default)]
+/// The components with a code, and squared lengths, of a store's rows; see [`Leads`].
 pub struct KnownLeads {
     components: Vec<f32>,
     squares: Vec<f32>,
@@ -26,16 +25,12 @@ impl KnownLeads {
         store.in_memory().is_some() && store.len().saturating_mul(row) <= most
     }
 
-    /// Makes room for those of so many rows.
-    pub fn reserve(&mut self, projection: &Projection, rows: usize) {
-        let more = rows.saturating_sub(self.squares.len());
-        self.components.reserve_exact(more * projection.lead());
-        self.squares.reserve_exact(more);
-    }
-
-    /// How many rows they are of.
-    pub fn rows(&self) -> usize {
-        self.squares.len()
+    /// None yet of so many rows.
+    pub fn of(projection: &Projection, rows: usize) -> KnownLeads {
+        KnownLeads {
+            components: Vec::with_capacity(rows * projection.lead()),
+            squares: Vec::with_capacity(rows),
+        }
     }
 
     /// Adds the rows that come next, as they are stored and as they are compared, and their points

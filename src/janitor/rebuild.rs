@@ -1,6 +1,6 @@
 //! Arenas that are there, and those that have to be made again.
 
-use super::arena_builder::ArenaBuilder;
+use super::arena_builder::{report_unusable, ArenaBuilder};
 use super::background::pace::breathe;
 use super::crew::Crew;
 use super::lock::JobLock;
@@ -32,12 +32,7 @@ pub fn open_arena(
         Ok(arena) => Some(arena),
         Err(ArenaError::Missing) => None,
         Err(error) => {
-            pgrx::ereport!(
-                LOG,
-                pgrx::PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
-                format!("an arena of index \"{}\" is not usable: {error}", index.name()),
-                "It is derived from the index's pages and is made again."
-            );
+            report_unusable(index, &error);
             None
         }
     }

@@ -1,6 +1,6 @@
 //! The router's own arena: opened, or made from the router's pages.
 
-use super::arena_builder::report_unwritten;
+use super::arena_builder::{report_unusable, report_unwritten};
 use super::crew::Crew;
 use super::router;
 use super::sweep::arena_place;
@@ -31,14 +31,7 @@ pub fn open_or_make(
     match RoutingArena::open(&directory, &name, &identity) {
         Ok(routing) => return Ok((routing, false)),
         Err(ArenaError::Missing) => {}
-        Err(error) => {
-            pgrx::ereport!(
-                LOG,
-                PgSqlErrorCode::ERRCODE_DATA_CORRUPTED,
-                format!("an arena of index \"{}\" is not usable: {error}", index.name()),
-                "It is derived from the index's pages and is made again."
-            );
-        }
+        Err(error) => report_unusable(index, &error),
     }
     let router = router::load(index, metric, dims, stored)?;
     Ok((make(index, &Crew::new(), stored.column.id, &router), true))

@@ -8,23 +8,16 @@ use super::progress::{Phase, Progress};
 use super::router;
 use super::routing;
 use super::rows::RowStore;
-use super::temp_file::TempFile;
-use crate::arena::RoutingArena;
-use crate::cluster::{Router, Stopped, Trained, NO_BUCKET};
-use crate::courtesy;
+use super::segment_writer::{Body, BucketShapes, SegmentWriter};
+use crate::arena::{Arena, RoutingArena};
+use crate::cluster::{Router, Stopped, Trained};
 use crate::metric::Metric;
-use crate::page::layout::Tid;
-use crate::page::{
-    BucketShape, Column, ColumnWriter, Identity, Index, Kind, LogRun, Logged, Read, RouterRef,
-    RowMap, Segment, Space, VectorReader,
-};
+use crate::page::{Column, ColumnWriter, Index, Kind, LogPages, Read, RouterRef, Segment, Space};
 use crate::quant::{self, sign};
 use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
 use rayon::prelude::*;
 use std::borrow::Cow;
-use std::mem::size_of;
-use std::ops::Range;
 
 /// What all steps of one segment need.
 pub struct SegmentBuilder<'j> {
@@ -51,23 +44,25 @@ pub struct Sorter {
 pub struct Assigned {
     /// The bucket of each row.
     pub buckets: Vec<u32>,
-    /// The second bucket of each row, [`NO_BUCKET`] where there is none; of some it is not known
-    /// yet, as it is not of those behind the last.
-    pub second: Vec<Option<u32>>,
-    /// Leads of rows from the first on, where rows have sign codes.
-    leads: KnownLeads,
+    /// The second bucket of each row, [`NO_BUCKET`](crate::cluster::NO_BUCKET) where there is none;
+    /// empty where rows have no sign codes.
+    second: Vec<u32>,
+    /// The rows' leads, where they have sign codes and there is memory for them.
+    leads: Option<KnownLeads>,
     /// Rows that have just been assigned and are unlike those the router was trained on.
     pub strangers: u64,
     /// Root of the mean squared distance of a bucket's rows to its centroid.
     radii: Vec<f32>,
 }
 
-/// Rows of the log whose vectors stay on its pages.
+/// Pages of the log that rows' vectors stay on.
 pub struct OnLog {
     /// The pages.
-    pub run: LogRun,
+    pub pages: LogPages,
     /// The place there of each row of the store.
     pub places: Vec<u32>,
+    /// What is added to the places of each segment's rows that is merged with them.
+    pub first_places: Vec<u32>,
 }
 
 impl Sorter {
@@ -100,8 +95,7 @@ impl SegmentBuilder<'_> {
         let routing = routing::make(self.index, self.crew, column.id, &router);
         let calibration = {
             let (routing, Assigned { buckets, second, .. }) = (&routing, &assigned);
-            let second: Vec<u32> = second.iter().map(|known| known.unwrap_or(NO_BUCKET)).collect();
-            self.crew.run(|stop| trial.finish(routing, buckets, &second, stop))
+            self.crew.run(|stop| trial.finish(routing, buckets, second, stop))
         };
         let stored = RouterRef {
             buckets: count as u32,
@@ -159,8 +153,7 @@ impl SegmentBuilder<'_> {
         let spills = sign::are_used(metric, dims);
         let projection = &router.space().projection;
         let keeps = spills && KnownLeads::fit(projection, store);
-        let mut leads = KnownLeads::default();
-        leads.reserve(projection, if keeps { store.len() } else { 0 });
+        let mut leads = keeps.then(|| KnownLeads::of(projection, store.len()));
         let mut squares = vec![0f64; router.len()];
         let mut counts = vec![0u64; router.len()];
         let is_stranger = router.strangers();
@@ -177,7 +170,7 @@ impl SegmentBuilder<'_> {
                 if spills {
                     others.resize(rows, 0);
                     let points = router.assign_and_spill(vectors, &mut found, &mut others, stop)?;
-                    if keeps {
+                    if let Some(leads) = &mut leads {
                         leads.push(metric, projection, stored, vectors, &points);
                     }
                 } else {
@@ -194,7 +187,7 @@ impl SegmentBuilder<'_> {
             });
             // A stopped job has already ended the statement.
             let (found, others, distances) = found.unwrap_or_default();
-            second.extend(others.into_iter().map(Some));
+            second.extend(others);
             for (&bucket, distance) in found.iter().zip(distances) {
                 squares[bucket as usize] += f64::from(distance);
                 counts[bucket as usize] += 1;
@@ -209,70 +202,64 @@ impl SegmentBuilder<'_> {
         Assigned { buckets, second, leads, strangers, radii }
     }
 
+    /// Makes arenas of segments that are sorted so.
+    pub fn arenas<'a>(&'a self, sorter: &'a Sorter) -> ArenaBuilder<'a> {
+        self.arenas_of(&sorter.router, &sorter.routing)
+    }
+
+    fn arenas_of<'a>(&'a self, router: &'a Router, routing: &'a RoutingArena) -> ArenaBuilder<'a> {
+        let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
+        ArenaBuilder { index, metric, dims, crew, router, routing }
+    }
+
+    /// The codes of rows whose buckets are known, as an arena in memory, and the order they have
+    /// there. `None` where rows are not in memory, or there is no room for the codes.
+    ///
+    /// # Errors
+    /// None, as long as rows are in memory.
+    pub fn encode(
+        &self,
+        sorter: &Sorter,
+        store: &RowStore,
+        assigned: &Assigned,
+    ) -> Read<Option<(Arena, Vec<u32>)>> {
+        let Some(vectors) = store.in_memory() else { return Ok(None) };
+        let shapes = BucketShapes::of(&assigned.buckets, sorter.router.len());
+        let order = shapes.sort(&assigned.buckets);
+        let second = ordered(&assigned.second, &order);
+        let leads = assigned.leads.as_ref().map(|leads| leads.ordered(&order));
+        let mut source = RowsInMemory { dims: self.dims, vectors, order: &order, leads };
+        let arena = self.arenas(sorter).in_memory(shapes.table(), &second, &mut source)?;
+        Ok(arena.map(|arena| (arena, order)))
+    }
+
     /// Writes columns, bucket by bucket, and the arena.
     fn write(
         &self,
         router: &Router,
         routing: &RoutingArena,
         store: &mut RowStore,
-        mut assigned: Assigned,
+        assigned: Assigned,
         on_log: Option<OnLog>,
         space: &mut Space,
     ) -> Read<Segment> {
-        let mut leads = std::mem::take(&mut assigned.leads);
+        let dims = self.dims;
         assert!(on_log.is_none() || store.in_memory().is_some(), "rows on the log are in memory");
-        let buckets = &assigned.buckets;
+        let Assigned { buckets, second, leads, .. } = assigned;
         self.progress.begin(Phase::Write, store.len() as u64);
-        let mut rows_of = vec![0u32; router.len()];
-        buckets.iter().for_each(|bucket| rows_of[*bucket as usize] += 1);
-        let shapes: Vec<BucketShape> = rows_of
-            .iter()
-            .zip(0..)
-            .filter(|(rows, _)| **rows > 0)
-            .map(|(rows, bucket)| BucketShape { bucket, rows: *rows })
-            .collect();
-
-        let rows = store.len() as u64;
-        let mut extents = |bytes: u64| space.take(Column::pages(bytes));
-        let mut column = |kind, row_bytes: usize| {
-            ColumnWriter::new(self.index, kind, extents(rows * row_bytes as u64))
-        };
-        let mut output = Output {
-            tids: column(Kind::Tids, size_of::<Tid>()),
-            bodies: match on_log {
-                Some(_) => column(Kind::Places, size_of::<u32>()),
-                None => column(Kind::Vectors, self.dims * size_of::<f32>()),
-            },
-            written: 0,
-        };
-        let table: &[u8] = bytemuck::cast_slice(&shapes);
-        let table =
-            ColumnWriter::write_all(self.index, Kind::Buckets, extents(table.len() as u64), table);
-
-        let (index, metric, dims, crew) = (self.index, self.metric, self.dims, self.crew);
-        let arena = ArenaBuilder { index, metric, dims, crew, router, routing };
-        let id = Identity::random();
-        let (run, places) = on_log.map(|OnLog { run, places }| (run, places)).unzip();
-        let segment = |output: Output| {
-            let bodies = output.bodies.finish();
-            let (vectors, logged) = match run {
-                Some(LogRun { first_seq, vectors }) => {
-                    (vectors, Some(Logged { first_seq, places: bodies }))
-                }
-                None => (bodies, None),
-            };
-            let tids = output.tids.finish();
-            Segment { id, rows, live: rows, tids, vectors, buckets: table, logged }
-        };
+        let shapes = BucketShapes::of(&buckets, router.len());
+        let body = if on_log.is_some() { Body::Place } else { Body::Vector(dims) };
+        let mut writer = SegmentWriter::new(self.index, self.progress, &shapes, body, space);
+        let arena = self.arenas_of(router, routing);
+        let (pages, places) = on_log.map(|on_log| (on_log.pages, on_log.places)).unzip();
         let Some(vectors) = store.in_memory() else {
             drop(leads);
-            self.write_spilled(store, buckets, &rows_of, &mut output);
-            let segment = segment(output);
-            let mut pages = VectorReader::new(index, &RowMap::new(index, &segment, dims)?);
-            arena.write(id, &shapes, None, &mut pages, |_| ())?;
+            writer.write_spilled(dims, store, &buckets, &shapes);
+            let segment = writer.finish(pages);
+            arena.write_again(&segment, shapes.table())?;
             return Ok(segment);
         };
-        let (order, tids) = (sorted_by_bucket(buckets, &rows_of), store.tids());
+        let (order, tids) = (shapes.sort(&buckets), store.tids());
         let row = |nth: usize| {
             let nth = order[nth] as usize;
             let body = match &places {
@@ -281,155 +268,25 @@ impl SegmentBuilder<'_> {
             };
             (tids[nth], body)
         };
-        let second = self.second_buckets(router, vectors, &assigned);
-        let second: Vec<u32> = match second.len() {
-            0 => Vec::new(),
-            _ => order.iter().map(|nth| second[*nth as usize]).collect(),
-        };
-        let fits = KnownLeads::fit(&router.space().projection, store);
-        let leads = (sign::are_used(metric, dims) && fits).then(|| {
-            self.complete(&mut leads, router, vectors);
-            leads.ordered(&order)
-        });
+        let second = ordered(&second, &order);
+        let leads = leads.as_ref().map(|leads| leads.ordered(&order));
         let mut source = RowsInMemory { dims, vectors, order: &order, leads };
-        let beside = |rows| self.write_rows(rows, row, &mut output);
-        arena.write(id, &shapes, Some(&second), &mut source, beside)?;
+        let (id, rows) = (writer.id(), store.len());
+        let beside = |rows| writer.write_rows(rows, row);
+        arena.write(id, shapes.table(), Some(&second), &mut source, beside)?;
         // An arena that could not be written has not asked for all.
-        self.write_rows(store.len() - output.written, row, &mut output);
-        Ok(segment(output))
-    }
-
-    /// The second buckets of all rows, as far as they are known already or now found out; empty
-    /// where rows have none.
-    fn second_buckets(&self, router: &Router, vectors: &[f32], assigned: &Assigned) -> Vec<u32> {
-        let (metric, dims) = (self.metric, self.dims);
-        if !sign::are_used(metric, dims) {
-            return Vec::new();
-        }
-        let rows = assigned.buckets.len();
-        let known = |row: usize| assigned.second.get(row).copied().flatten();
-        let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1);
-        let mut second = Vec::with_capacity(rows);
-        while second.len() < rows {
-            let first = second.len();
-            second.extend((first..rows).map_while(known));
-            let start = second.len();
-            let unknown = (start..rows).take(step).take_while(|row| known(*row).is_none());
-            let run = start..start + unknown.count();
-            if run.is_empty() {
-                continue;
-            }
-            breathe();
-            let (vectors, buckets) =
-                (&vectors[run.start * dims..run.end * dims], &assigned.buckets[run]);
-            let found = self.crew.run(|stop| {
-                let mut found = vec![0; buckets.len()];
-                router.spill(&as_compared(metric, dims, vectors), buckets, &mut found, stop)?;
-                Ok::<_, Stopped>(found)
-            });
-            // A stopped job has already ended the statement.
-            second.extend(found.unwrap_or_else(|Stopped| vec![NO_BUCKET; buckets.len()]));
-        }
-        second
-    }
-
-    /// Finds out what is not known yet of the leads of all rows.
-    fn complete(&self, leads: &mut KnownLeads, router: &Router, vectors: &[f32]) {
-        let (metric, dims) = (self.metric, self.dims);
-        let (space, known) = (router.space(), leads.rows() * dims);
-        leads.reserve(&space.projection, vectors.len() / dims);
-        let step = (SPILL_BYTES / (dims * size_of::<f32>())).max(1) * dims;
-        for vectors in vectors[known..].chunks(step) {
-            breathe();
-            let done = self.crew.run(|stop| {
-                let (stored, vectors) = (vectors, &*as_compared(metric, dims, vectors));
-                let points = space.project_rows(vectors, stop)?;
-                leads.push(metric, &space.projection, stored, vectors, &points);
-                Ok::<_, Stopped>(())
-            });
-            // A stopped job has already ended the statement.
-            done.unwrap_or_default();
-        }
-    }
-
-    /// Sorts rows that do not fit in memory through one temporary file for each run of buckets
-    /// that does.
-    fn write_spilled(
-        &self,
-        store: &mut RowStore,
-        buckets: &[u32],
-        rows_of: &[u32],
-        output: &mut Output,
-    ) {
-        let record = size_of::<u32>() * 3 + self.dims * size_of::<f32>();
-        let fitting = (store.budget() / record).max(1);
-        let parts = partition(rows_of, fitting);
-        let mut part_of = vec![0u32; rows_of.len()];
-        for (part, range) in parts.iter().enumerate() {
-            part_of[range.clone()].fill(part as u32);
-        }
-        let mut files: Vec<TempFile> = parts.iter().map(|_| TempFile::new()).collect();
-        let tids = store.tids().to_vec();
-        store.for_each_block(|first, vectors| {
-            for (vector, nth) in vectors.chunks_exact(self.dims).zip(first..) {
-                let file = &mut files[part_of[buckets[nth] as usize] as usize];
-                file.write(&buckets[nth].to_le_bytes());
-                file.write(bytemuck::bytes_of(&tids[nth]));
-                file.write(&[0; 2]);
-                file.write(bytemuck::cast_slice(vector));
-            }
-            breathe();
-        });
-        for (range, mut file) in parts.into_iter().zip(files) {
-            let counts = &rows_of[range.clone()];
-            let rows: usize = counts.iter().map(|rows| *rows as usize).sum();
-            let mut words = vec![0u32; rows * record / size_of::<u32>()];
-            file.rewind();
-            file.read(bytemuck::cast_slice_mut(&mut words));
-            drop(file);
-            let records: Vec<&[u32]> = words.chunks_exact(record / size_of::<u32>()).collect();
-            let local: Vec<u32> =
-                records.iter().map(|record| record[0] - range.start as u32).collect();
-            let order = sorted_by_bucket(&local, counts);
-            let first = output.written;
-            let row = |nth: usize| {
-                let record = records[order[nth - first] as usize];
-                let tid: Tid = bytemuck::pod_read_unaligned(
-                    &bytemuck::cast_slice::<u32, u8>(&record[1..3])[..size_of::<Tid>()],
-                );
-                (tid, bytemuck::cast_slice(&record[3..]))
-            };
-            self.write_rows(rows, row, output);
-        }
-    }
-
-    /// Writes the next `rows` rows; `row` gives the TID of the one of that number, and its vector or
-    /// place.
-    fn write_rows<'r>(
-        &self,
-        rows: usize,
-        row: impl Fn(usize) -> (Tid, &'r [u8]),
-        output: &mut Output,
-    ) {
-        let first = output.written;
-        for nth in first..first + rows {
-            courtesy::give_way();
-            let (tid, body) = row(nth);
-            output.tids.push(bytemuck::bytes_of(&tid));
-            output.bodies.push(body);
-            if nth % BREATH_ROWS == 0 {
-                self.progress.done(nth as u64);
-                breathe();
-            }
-        }
-        output.written += rows;
-        self.progress.done(output.written as u64);
-        breathe();
+        writer.write_rows(rows - writer.written(), row);
+        Ok(writer.finish(pages))
     }
 }
 
-/// Vectors whose second buckets are found at a time, in bytes.
-const SPILL_BYTES: usize = 8 << 20;
+/// What is known of rows, if anything is, in the order they have in their segment.
+fn ordered(known: &[u32], order: &[u32]) -> Vec<u32> {
+    match known.len() {
+        0 => Vec::new(),
+        _ => order.iter().map(|nth| known[*nth as usize]).collect(),
+    }
+}
 
 /// Row-major vectors as a router compares them: under cosine of length one.
 fn as_compared(metric: Metric, dims: usize, vectors: &[f32]) -> Cow<'_, [f32]> {
@@ -439,66 +296,4 @@ fn as_compared(metric: Metric, dims: usize, vectors: &[f32]) -> Cow<'_, [f32]> {
     let mut unit = vectors.to_vec();
     unit.par_chunks_mut(dims).for_each(|row| quant::normalize_rows(dims, row));
     Cow::Owned(unit)
-}
-
-/// Rows written between two breaths.
-const BREATH_ROWS: usize = 256;
-
-/// What a segment is written to.
-struct Output {
-    tids: ColumnWriter,
-    /// The vectors, or their places in the log.
-    bodies: ColumnWriter,
-    written: usize,
-}
-
-/// The numbers of the rows in the order of their buckets (a counting sort).
-fn sorted_by_bucket(buckets: &[u32], rows_of: &[u32]) -> Vec<u32> {
-    let mut next: Vec<u32> = rows_of
-        .iter()
-        .scan(0, |sum, rows| {
-            let start = *sum;
-            *sum += rows;
-            Some(start)
-        })
-        .collect();
-    let mut order = vec![0u32; buckets.len()];
-    for (bucket, nth) in buckets.iter().zip(0..) {
-        let place = &mut next[*bucket as usize];
-        order[*place as usize] = nth;
-        *place += 1;
-    }
-    order
-}
-
-/// Runs of buckets with at most `fitting` rows each, or one bucket.
-fn partition(rows_of: &[u32], fitting: usize) -> Vec<Range<usize>> {
-    let mut parts = Vec::new();
-    let mut start = 0;
-    let mut rows = 0;
-    for (bucket, count) in rows_of.iter().enumerate() {
-        if rows > 0 && rows + *count as usize > fitting {
-            parts.push(start..bucket);
-            (start, rows) = (bucket, 0);
-        }
-        rows += *count as usize;
-    }
-    parts.push(start..rows_of.len());
-    parts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_are_sorted_by_bucket_and_keep_their_order_within() {
-        assert_eq!(sorted_by_bucket(&[2, 0, 2, 1, 0], &[2, 1, 2]), [1, 4, 3, 0, 2]);
-    }
-
-    #[test]
-    fn parts_fit_unless_one_bucket_does_not() {
-        assert_eq!(partition(&[3, 3, 9, 0, 1, 4], 6), [0..2, 2..3, 3..6]);
-        assert_eq!(partition(&[7], 6), vec![0..1]);
-    }
 }

@@ -12,13 +12,13 @@ const FEW: usize = 8;
 const MANY: usize = 12;
 const MOST_TIMES: u64 = 8;
 
-/// With fewer than this, one that others wait for merges none.
-const TOO_MANY: usize = 16;
-/// With as many it merges so many that are of like size, which is up to so many times the
-/// smallest's.
+/// One that others wait for merges so many that are of like size, which is up to so many times the
+/// smallest's, where that is cheap; where it is not, from so many segments on.
 const FEWEST_MERGED: usize = 4;
-const MOST_MERGED: usize = 8;
+/// Not more than this at once.
+pub const MOST_MERGED: usize = 8;
 const LIKE: u64 = 3;
+const TOO_MANY: usize = 16;
 
 /// Which segments, given as rows and live rows, are to be written anew with `fresh` rows.
 ///
@@ -47,25 +47,35 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
     merged
 }
 
-/// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Where
-/// segments are too many, the smallest of like size become one: a row is written a logarithmic
-/// number of times, and hardly ever many of them at once.
-pub fn overdue(segments: &[(u64, u64)]) -> Vec<bool> {
-    let mut merged = vec![false; segments.len()];
-    if segments.len() < TOO_MANY {
-        return merged;
-    }
+/// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Segments of
+/// like size become one as soon as they are a few, if they are `cheap`, and others, and the smallest
+/// whatever their size, where there are too many: a row is written a logarithmic number of times, and
+/// hardly ever many of them at once.
+pub fn overdue(segments: &[(u64, u64)], cheap: &[bool]) -> Vec<bool> {
     let mut by_size: Vec<usize> = (0..segments.len()).collect();
     by_size.sort_by_key(|nth| segments[*nth].1);
-    let alike = |first: usize| {
-        let most = segments[by_size[first]].1.saturating_mul(LIKE);
-        let from_there = by_size[first..].iter().take(MOST_MERGED);
-        from_there.take_while(|nth| segments[**nth].1 <= most).count()
-    };
-    let first = (0..by_size.len()).find(|first| alike(*first) >= FEWEST_MERGED).unwrap_or(0);
-    let count = alike(first).max(FEWEST_MERGED);
-    by_size[first..first + count].iter().for_each(|nth| merged[*nth] = true);
+    let cheap: Vec<usize> = by_size.iter().copied().filter(|nth| cheap[*nth]).collect();
+    let mut chosen = first_alike(segments, &cheap);
+    if chosen.is_empty() && segments.len() >= TOO_MANY {
+        chosen = first_alike(segments, &by_size);
+        if chosen.is_empty() {
+            chosen = &by_size[..FEWEST_MERGED];
+        }
+    }
+    let mut merged = vec![false; segments.len()];
+    chosen.iter().for_each(|nth| merged[*nth] = true);
     merged
+}
+
+/// The first, and so smallest, of these that are enough of like size; none if there are not.
+fn first_alike<'n>(segments: &[(u64, u64)], by_size: &'n [usize]) -> &'n [usize] {
+    let alike = |first: usize| {
+        let from_there = &by_size[first..];
+        let most = segments[by_size[first]].1.saturating_mul(LIKE);
+        let count = from_there.iter().take(MOST_MERGED).take_while(|n| segments[**n].1 <= most);
+        &from_there[..count.count()]
+    };
+    (0..by_size.len()).map(alike).find(|run| run.len() >= FEWEST_MERGED).unwrap_or_default()
 }
 
 /// A segment this many times as large as all smaller ones together is left alone even when nobody
@@ -199,40 +209,60 @@ mod tests {
     }
 
     #[test]
-    fn in_a_hurry_nothing_is_merged_until_there_are_many() {
+    fn in_a_hurry_nothing_dear_is_merged_until_there_are_many() {
         let mut segments = vec![(10, 10); TOO_MANY];
-        assert!(!overdue(&segments[1..]).contains(&true));
-        assert!(!due(&segments[1..], 1000).contains(&false));
-        let of = |merged: Vec<bool>| -> Vec<usize> {
+        let of = |segments: &[(u64, u64)], cheap: &[bool]| -> Vec<usize> {
+            let merged = overdue(segments, cheap);
             (0..merged.len()).filter(|nth| merged[*nth]).collect()
         };
-        assert_eq!(of(overdue(&segments)), Vec::from_iter(0..MOST_MERGED));
+        let mut cheap = [false; TOO_MANY];
+        assert!(of(&segments[1..], &cheap[1..]).is_empty());
+        assert!(!due(&segments[1..], 1000).contains(&false));
+        assert_eq!(of(&segments, &cheap), Vec::from_iter(0..MOST_MERGED));
         // Three small ones are not alike the others, of which some are.
         segments[3..].iter_mut().zip(1..).for_each(|(s, nth)| *s = (nth << 20, nth << 20));
-        assert_eq!(of(overdue(&segments)), [4, 5, 6, 7, 8]);
-        // Where none are, the smallest.
+        assert_eq!(of(&segments, &cheap), [4, 5, 6, 7, 8]);
+        // A few that are cheap go first, and before there are many.
+        cheap[5..].iter_mut().step_by(2).for_each(|cheap| *cheap = true);
+        assert_eq!(of(&segments, &cheap), [5, 7, 9, 11]);
+        assert_eq!(of(&segments[2..], &cheap[2..]), [3, 5, 7, 9]);
+        cheap[9] = false;
+        assert_eq!(of(&segments[2..], &cheap[2..]), [5, 9, 11, 13]);
+        cheap[13] = false;
+        assert!(of(&segments[2..], &cheap[2..]).is_empty());
+        // Where none are alike, the smallest.
         segments.iter_mut().zip(1..).for_each(|(s, nth)| *s = (1 << nth, 1 << nth));
-        assert_eq!(of(overdue(&segments)), [0, 1, 2, 3]);
+        assert_eq!(of(&segments, &cheap), [0, 1, 2, 3]);
     }
 
     #[test]
     fn a_load_in_haste_writes_each_row_a_few_times_and_seldom_many_at_once() {
-        for (flushes, amplification, times) in
-            [(60, 2.0, 10), (1000, 4.0, 450), (10_000, 6.0, 5000)]
-        {
+        for (is_cheap, flushes, amplification, times, seen) in [
+            (true, 60, 2.5, 24, 6.0),
+            (true, 1000, 5.0, 600, 9.0),
+            (true, 10_000, 6.5, 6000, 10.5),
+            (false, 60, 2.0, 10, 12.0),
+            (false, 1000, 4.0, 450, 14.0),
+            (false, 10_000, 6.0, 5000, 14.0),
+        ] {
             let mut simulation = Simulation::default();
             simulation.segments.push((10_000_000, 10_000_000));
             let mut largest = 0;
             for _ in 0..flushes {
                 let before = simulation.written;
-                let merged = overdue(&simulation.segments);
+                let cheap = vec![is_cheap; simulation.segments.len()];
+                let merged = overdue(&simulation.segments, &cheap);
                 simulation.flush_with(16_000, &merged);
                 largest = largest.max((simulation.written - before) / 16_000);
             }
             let written = simulation.written as f64 / 16_000.0 / f64::from(flushes);
-            let case = format!("{flushes} flushes: {written:.2} times, {largest} flushes at once");
+            let mean = simulation.segments_seen as f64 / f64::from(flushes);
+            let case = format!(
+                "{flushes} flushes: {written:.2} times, {largest} flushes at once, {mean:.1} \
+                 segments"
+            );
             println!("{case}");
-            assert!(written < amplification && largest < times, "{case}");
+            assert!(written < amplification && largest < times && mean < seen, "{case}");
             assert!(simulation.most_segments <= TOO_MANY, "{case}");
         }
     }

@@ -33,8 +33,8 @@ pub const META_BLOCK: u32 = 0;
 /// The format this code writes, and the newest it reads.
 ///
 /// 1: the first. 2: a router may have a learned space. 3: calibration for a hundred rows too. 4: a
-/// segment may have its vectors on pages of the log.
-pub const FORMAT: u32 = 4;
+/// segment may have its vectors on pages of the log. 5: on several runs of them.
+pub const FORMAT: u32 = 5;
 /// First bytes of a metapage's payload: `DRIFTIDX`.
 pub const META_MAGIC: u64 = u64::from_le_bytes(*b"DRIFTIDX");
 /// Last bytes of every page's tail.

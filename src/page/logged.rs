@@ -6,12 +6,14 @@
 //! places   | u32 | u32 | ...                                               in the order of buckets
 //! ```
 //!
-//! A place is the number of a row's record, counted from the first on the first page. All pages but
-//! the last are full, so that it tells the page too. The last page of a log is still appended to
+//! A place is the number of a row's record, counted as if all pages were full, as all but the last
+//! are, so that it tells the page too. The last page of a log is still appended to
 //! and stays the log's: the segment has a copy of what was read of it. A reader knows a page by its
 //! first sequence number, which none of the log's later pages has.
 //!
 //! The TIDs in the records count no more: the segment has its own, which vacuum clears.
+//!
+//! Such segments become one by having their pages one behind the other, as [`Run`]s.
 
 use super::buffer::Locked;
 use super::column::{Column, ColumnMap, ColumnReader};
@@ -19,10 +21,12 @@ use super::fault::{Fault, Read};
 use super::layout::{record_bytes, records_per_page, Extent, Kind, LogHead, RecordHead, PAYLOAD};
 use super::log::{read_head, LogEnd};
 use super::meta::View;
+use super::segment::Segment;
 use super::space::runs_of;
 use super::wal::{tail, Change};
 use super::{Index, Space};
-use std::mem::size_of;
+use bytemuck::{Pod, Zeroable};
+use std::mem::{offset_of, size_of};
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -35,39 +39,115 @@ const ROWS_BETWEEN_INTERRUPTS: u64 = 256;
 /// How to find a segment's rows on pages of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Logged {
-    /// Sequence number of the first record on the first page.
-    pub first_seq: u64,
-    /// For each row, in the order of the segment, its record's number from there, a u32.
+    /// The pages, as far as they follow each other in the log.
+    pub runs: Vec<Run>,
+    /// For each row, in the order of the segment, its record's place, a u32.
     pub places: Column,
 }
 
-/// Pages of the log that a segment is to take over.
-#[derive(Clone, Debug)]
-pub struct LogRun {
-    /// Sequence number of the first record on the first page.
-    pub first_seq: u64,
-    /// The pages.
-    pub vectors: Column,
+impl Logged {
+    /// Whether so many like this one may become one.
+    pub fn may_join(&self, others: usize) -> bool {
+        self.runs.len().saturating_mul(others) <= MOST_RUNS
+    }
+
+    /// Rows of so many components that there is room for on the pages.
+    pub fn room(&self, dims: usize) -> u64 {
+        room(&self.runs, records_per_page(dims))
+    }
+
+    /// The place of each row.
+    ///
+    /// # Errors
+    /// What reading them gave.
+    pub fn read_places(&self, index: Index) -> Read<Vec<u32>> {
+        Ok(bytemuck::pod_collect_to_vec(&self.places.read_all(index)?))
+    }
 }
 
-impl LogRun {
-    /// The pages of what was read of the log from its head to `end`, the last one copied onto a free
-    /// page; one that has no row of the segment is given back. None where they are not as a segment
-    /// needs them: with records longer than a page.
+/// Pages that followed each other in the log.
+#[derive(Clone, Copy, Debug, Pod, Zeroable, PartialEq, Eq)]
+#[repr(C)]
+pub struct Run {
+    /// Sequence number of the first record on the first page.
+    pub first_seq: u64,
+    /// How many they are.
+    pub pages: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<Run>() == 16);
+const _: () = assert!(offset_of!(Run, pages) == 8);
+
+/// Records that fit on pages that take so many each.
+fn room(runs: &[Run], per_page: usize) -> u64 {
+    runs.iter().map(|run| u64::from(run.pages) * per_page as u64).sum()
+}
+
+/// A segment of more runs is written in order: to read one of its rows is to find its run.
+const MOST_RUNS: usize = 1024;
+
+/// Pages of the log that a segment is to take over.
+#[derive(Clone, Debug)]
+pub struct LogPages {
+    /// As [`Logged::runs`].
+    pub runs: Vec<Run>,
+    /// The pages.
+    pub vectors: Column,
+    per_page: u32,
+}
+
+impl LogPages {
+    /// None yet.
+    pub fn none(view: &View) -> LogPages {
+        let id = view.log_id();
+        LogPages {
+            runs: Vec::new(),
+            vectors: Column { id, kind: Kind::Log, bytes: 0, crc: 0, extents: Vec::new() },
+            per_page: records_per_page(view.dims()) as u32,
+        }
+    }
+
+    /// Adds those of a segment, which is not to be used any more, and tells what is added to its
+    /// rows' places. `None`, and nothing is done, where it has none, or they would be too many.
+    pub fn extend(&mut self, segment: &Segment) -> Option<u32> {
+        let (logged, vectors) = (segment.logged.as_ref()?, &segment.vectors);
+        if self.runs.len() + logged.runs.len() > MOST_RUNS || self.vectors.id != vectors.id {
+            return None;
+        }
+        let pages = logged.runs.iter().map(|run| u64::from(run.pages)).sum::<u64>();
+        let place = u32::try_from(self.room()).ok()?;
+        u32::try_from(self.room() + pages * u64::from(self.per_page)).ok()?;
+        self.runs.extend_from_slice(&logged.runs);
+        self.vectors.extents.extend_from_slice(&vectors.extents);
+        self.vectors.bytes += pages * PAYLOAD as u64;
+        Some(place)
+    }
+
+    /// Rows there is room for on them.
+    pub fn room(&self) -> u64 {
+        room(&self.runs, self.per_page as usize)
+    }
+
+    /// Adds the pages of what was read of the log from its head to `end`, the last one copied onto a
+    /// free page; one that has no row of the segment is given back. `None`, and nothing is done,
+    /// where they are not as a segment needs them: with records longer than a page, or too many.
     ///
     /// # Errors
     /// What reading the last page gave.
     pub fn take(
+        &mut self,
         index: Index,
         view: &View,
         end: &LogEnd,
         space: &mut Space,
-    ) -> Read<Option<LogRun>> {
-        let per_page = records_per_page(view.dims()) as u64;
+    ) -> Read<Option<Taken>> {
+        let per_page = u64::from(self.per_page);
         let passed = end.passed.len() as u64;
         let is_full = end.block_seq.checked_sub(end.first_seq) == Some(passed * per_page);
-        let last_place = u32::try_from(end.seq - end.first_seq);
-        if per_page == 0 || !is_full || last_place.is_err() {
+        let room = u32::try_from(self.room() + (passed + 1) * per_page);
+        if per_page == 0 || !is_full || room.is_err() || self.runs.len() == MOST_RUNS {
             return Ok(None);
         }
         // A page whose records are all in segments already has no row of this one.
@@ -79,15 +159,26 @@ impl LogRun {
         if end.seq > end.block_seq {
             extents.extend(copy_last(index, view, end, space)?);
         }
-        let pages = extents.iter().map(|extent| u64::from(extent.len)).sum::<u64>();
-        let bytes = pages * PAYLOAD as u64;
-        let vectors = Column { id: view.log_id(), kind: Kind::Log, bytes, crc: 0, extents };
-        Ok(Some(LogRun { first_seq, vectors }))
+        let place = self.room() as u32;
+        let pages = extents.iter().map(|extent| extent.len).sum();
+        self.runs.push(Run { first_seq, pages, reserved: 0 });
+        self.vectors.bytes += u64::from(pages) * PAYLOAD as u64;
+        self.vectors.extents.extend(extents);
+        Ok(Some(Taken { place, first_seq }))
     }
+}
 
-    /// The place of a record.
+/// Where pages that were taken from the log begin.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    place: u32,
+    first_seq: u64,
+}
+
+impl Taken {
+    /// The place of a record that was read.
     pub fn place(&self, seq: u64) -> u32 {
-        (seq - self.first_seq) as u32
+        self.place + (seq - self.first_seq) as u32
     }
 }
 
@@ -121,9 +212,10 @@ fn copy_last(index: Index, view: &View, end: &LogEnd, space: &mut Space) -> Read
 pub struct LoggedMap {
     dims: usize,
     per_page: u32,
-    first_seq: u64,
+    /// Number of the first page and of its first record, of each run.
+    runs: Rc<[(u32, u64)]>,
+    logged: Rc<Logged>,
     places: Rc<ColumnMap>,
-    places_crc: u32,
     pages: Rc<ColumnMap>,
 }
 
@@ -145,8 +237,24 @@ impl LoggedMap {
         }
         let places = Rc::new(ColumnMap::new(index, &logged.places)?);
         let pages = Rc::new(ColumnMap::new(index, vectors)?);
-        let (first_seq, places_crc) = (logged.first_seq, logged.places.crc);
-        Ok(LoggedMap { dims, per_page, first_seq, places, places_crc, pages })
+        let mut runs = Vec::with_capacity(logged.runs.len());
+        let mut first = 0u32;
+        for run in &logged.runs {
+            runs.push((first, run.first_seq));
+            first = first.checked_add(run.pages).ok_or(Fault::damaged(0, "runs of log pages"))?;
+        }
+        if Column::pages(vectors.bytes) != u64::from(first) {
+            return Err(Fault::damaged(0, "runs of log pages"));
+        }
+        let logged = Rc::new(logged.clone());
+        Ok(LoggedMap { dims, per_page, runs: runs.into(), logged, places, pages })
+    }
+
+    /// Sequence number of the first record on a page.
+    fn first_seq(&self, ordinal: u32) -> Option<u64> {
+        let after = self.runs.partition_point(|(first, _)| *first <= ordinal);
+        let (first, first_seq) = self.runs.get(after.checked_sub(1)?)?;
+        first_seq.checked_add(u64::from(ordinal - first) * u64::from(self.per_page))
     }
 
     /// Asks the processor for a row's vector, as far as it is on pages that were read before. A hint.
@@ -175,6 +283,7 @@ fn place_of(row: u64) -> (u32, usize) {
 
 /// Reads vectors on pages of the log.
 pub struct LoggedReader {
+    index: Index,
     map: LoggedMap,
     places: ColumnReader,
     pages: ColumnReader,
@@ -185,7 +294,7 @@ impl LoggedReader {
     pub fn new(index: Index, map: &LoggedMap) -> LoggedReader {
         let [places, pages] =
             [&map.places, &map.pages].map(|column| ColumnReader::new(index, column.clone()));
-        LoggedReader { map: map.clone(), places, pages }
+        LoggedReader { index, map: map.clone(), places, pages }
     }
 
     /// Hands `with` the vector of row `row`, which is one of the segment's, in place.
@@ -204,26 +313,11 @@ impl LoggedReader {
         Ok(())
     }
 
-    /// Calls `row` with the numbers of `rows` rows, which are all, and their vectors, checked: in the
-    /// order of the log, so that each page is met once.
-    pub fn for_each(&self, rows: u64, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
-        let mut places: Vec<(u32, u32)> = Vec::with_capacity(rows as usize);
-        let mut hasher = crc32fast::Hasher::new();
-        while (places.len() as u64) < rows {
-            pgrx::check_for_interrupts!();
-            let (ordinal, _) = place_of(places.len() as u64);
-            let on_page = (rows - places.len() as u64).min(PLACES_PER_PAGE as u64) as usize;
-            self.places.page(ordinal, |payload| {
-                let bytes = &payload[..on_page * size_of::<u32>()];
-                hasher.update(bytes);
-                let numbers = places.len() as u32..;
-                let place = |(bytes, row): (&[u8], u32)| (bytemuck::pod_read_unaligned(bytes), row);
-                places.extend(bytes.chunks_exact(size_of::<u32>()).zip(numbers).map(place));
-            })?;
-        }
-        if hasher.finalize() != self.map.places_crc {
-            return Err(Fault::damaged(self.map.places.block(0)?, "checksum"));
-        }
+    /// Calls `row` with the numbers of all rows and their vectors, checked: in the order of the pages,
+    /// so that each is met once.
+    pub fn for_each(&self, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
+        let places = self.map.logged.read_places(self.index)?;
+        let mut places: Vec<(u32, u32)> = places.into_iter().zip(0..).collect();
         places.sort_unstable();
         let mut vectors = Vec::new();
         for page in places.chunk_by(|a, b| a.0 / self.map.per_page == b.0 / self.map.per_page) {
@@ -260,14 +354,14 @@ impl LoggedReader {
 
     /// Hands `with` the record at a place, and the bytes of its vector.
     fn record<T>(&self, place: u32, with: impl FnOnce(&RecordHead, &[u8]) -> T) -> Read<T> {
-        let LoggedMap { dims, per_page, first_seq, pages, .. } = &self.map;
+        let LoggedMap { dims, per_page, pages, .. } = &self.map;
         let (ordinal, nth) = (place / per_page, place % per_page);
         let page = self.pages.lock(ordinal)?;
         let owner = pages.owner();
         page.owned_tail(Kind::Log, owner).or_else(|_| page.owned_tail(Kind::LogCopy, owner))?;
         let payload = page.payload();
         let head: LogHead = bytemuck::pod_read_unaligned(&payload[..size_of::<LogHead>()]);
-        if first_seq.checked_add(u64::from(ordinal * per_page)) != Some(head.first_seq) {
+        if self.map.first_seq(ordinal) != Some(head.first_seq) {
             return Err(Fault::Recycled(page.block()));
         }
         let body = self.map.body(nth);

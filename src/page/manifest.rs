@@ -1,7 +1,7 @@
 //! The manifest: which segments are live, and where every column is.
 //!
 //! ```text
-//! head | segment entries | extents
+//! head | segment entries | extents | runs of log pages
 //! ```
 //!
 //! It is written whole onto a chain of its own pages by each job, and becomes the truth when the
@@ -11,7 +11,7 @@ use super::buffer::Locked;
 use super::column::Column;
 use super::fault::{Fault, Read};
 use super::layout::{Extent, Kind, ManifestRef, NO_BLOCK, PAYLOAD};
-use super::logged::Logged;
+use super::logged::{Logged, Run};
 use super::segment::Segment;
 use super::wal::{tail, Change};
 use super::{Identity, Index};
@@ -26,8 +26,11 @@ const HEAD_3: usize = 200;
 const SEGMENT_4: usize = 152;
 const MAGIC: u32 = u32::from_le_bytes(*b"DMNF");
 /// 1: its head ends with the router. 2: shares for a hundred rows follow. 3: and margins. 4: and
-/// floors, and margins of strangers. 5: segments may have places in the log.
-const VERSION: u32 = 5;
+/// floors, and margins of strangers. 5: segments may have places in the log. 6: on several runs of
+/// its pages.
+const VERSION: u32 = 6;
+/// Segments have one run, whose first sequence number is in the entry.
+const ONE_RUN: u32 = 5;
 
 /// The router all segments are sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +60,7 @@ pub struct Manifest {
 
 /// ```text
 /// 0       4         8          12        16              24      28     32            64
-/// | magic | version | segments | extents | trained rows  | bckts | zero | few         | router |
+/// | magic | version | segments | extents | trained rows  | bckts | runs | few         | router |
 /// 104    136           168            200          232           264            424
 /// | many | few margins | many margins | few floors | many floors | strangers at | their margins |
 /// ```
@@ -74,7 +77,7 @@ struct HeadEntry {
     extents: u32,
     trained_rows: u64,
     buckets: u32,
-    reserved: u32,
+    runs: u32,
     few: Shares,
     router: ColumnEntry,
     many: Shares,
@@ -112,12 +115,13 @@ struct ColumnEntry {
 }
 
 /// ```text
-/// 0    16     24     32     72        112       152         160      200
-/// | id | rows | live | tids | vectors | buckets | first seq | places |
+/// 0    16     24     32     72        112       152         156    160      200
+/// | id | rows | live | tids | vectors | buckets | first run | runs | places |
 /// ```
 ///
-/// Where the vectors are on pages of the log, the last two are a [`Logged`]; else they are zero, as
-/// they are missing up to version 4.
+/// Where the vectors are on pages of the log, the last three are a [`Logged`]; else they are zero,
+/// as they are missing up to version 4. In version 5 the sequence number of the only run stands for
+/// the runs.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct SegmentEntry {
@@ -127,7 +131,7 @@ struct SegmentEntry {
     tids: ColumnEntry,
     vectors: ColumnEntry,
     buckets: ColumnEntry,
-    first_seq: u64,
+    runs: [u32; 2],
     places: ColumnEntry,
 }
 
@@ -138,7 +142,7 @@ const _: () = assert!(offset_of!(StrangersEntry, margins) == 160);
 const _: () = assert!(offset_of!(HeadEntry, many) == HEAD_1);
 const _: () = assert!(offset_of!(HeadEntry, margins) == HEAD_2);
 const _: () = assert!(size_of::<SegmentEntry>() == 200);
-const _: () = assert!(offset_of!(SegmentEntry, first_seq) == SEGMENT_4);
+const _: () = assert!(offset_of!(SegmentEntry, runs) == SEGMENT_4);
 
 impl Manifest {
     /// Rows whose TID is valid.
@@ -182,7 +186,7 @@ impl Manifest {
             extents: 0,
             trained_rows: router.map_or(0, |router| router.trained_rows),
             buckets: router.map_or(0, |router| router.buckets),
-            reserved: 0,
+            runs: 0,
             few,
             router: router.map_or(ColumnEntry::zeroed(), |router| entry(&router.column)),
             many,
@@ -193,6 +197,7 @@ impl Manifest {
                 None => StrangersEntry::zeroed(),
             },
         };
+        let mut runs: Vec<Run> = Vec::new();
         let segments: Vec<SegmentEntry> = self
             .segments
             .iter()
@@ -203,7 +208,10 @@ impl Manifest {
                 tids: entry(&segment.tids),
                 vectors: entry(&segment.vectors),
                 buckets: entry(&segment.buckets),
-                first_seq: segment.logged.as_ref().map_or(0, |logged| logged.first_seq),
+                runs: segment.logged.as_ref().map_or([0; 2], |logged| {
+                    runs.extend_from_slice(&logged.runs);
+                    [(runs.len() - logged.runs.len()) as u32, logged.runs.len() as u32]
+                }),
                 places: match &segment.logged {
                     Some(logged) => entry(&logged.places),
                     None => ColumnEntry::zeroed(),
@@ -211,9 +219,11 @@ impl Manifest {
             })
             .collect();
         head.extents = extents.len() as u32;
+        head.runs = runs.len() as u32;
         let mut bytes = bytemuck::bytes_of(&head).to_vec();
         bytes.extend_from_slice(bytemuck::cast_slice(&segments));
         bytes.extend_from_slice(bytemuck::cast_slice(&extents));
+        bytes.extend_from_slice(bytemuck::cast_slice(&runs));
         bytes
     }
 
@@ -224,7 +234,7 @@ impl Manifest {
             2 => (HEAD_2, SEGMENT_4),
             3 => (HEAD_3, SEGMENT_4),
             4 => (size_of::<HeadEntry>(), SEGMENT_4),
-            VERSION => (size_of::<HeadEntry>(), size_of::<SegmentEntry>()),
+            ONE_RUN | VERSION => (size_of::<HeadEntry>(), size_of::<SegmentEntry>()),
             _ => return None,
         };
         let (known, rest) = bytes.split_at_checked(len)?;
@@ -249,10 +259,22 @@ impl Manifest {
         };
         let table = (head.segments as usize).checked_mul(segment_len)?;
         let (table, rest) = rest.split_at_checked(table)?;
-        if rest.len() != (head.extents as usize).checked_mul(size_of::<Extent>())? {
+        let extents = (head.extents as usize).checked_mul(size_of::<Extent>())?;
+        let (extents, rest) = rest.split_at_checked(extents)?;
+        let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(extents);
+        if rest.len() != (head.runs as usize).checked_mul(size_of::<Run>())? {
             return None;
         }
-        let extents: Vec<Extent> = bytemuck::pod_collect_to_vec(rest);
+        let all_runs: Vec<Run> = bytemuck::pod_collect_to_vec(rest);
+        let runs = |entry: &SegmentEntry| {
+            if head.version == ONE_RUN {
+                let first_seq = bytemuck::cast(entry.runs);
+                let pages = u32::try_from(Column::pages(entry.vectors.bytes)).ok()?;
+                return Some(vec![Run { first_seq, pages, reserved: 0 }]);
+            }
+            let [first, count] = entry.runs.map(|x| x as usize);
+            all_runs.get(first..first.checked_add(count)?).map(<[Run]>::to_vec)
+        };
         let column = |entry: &ColumnEntry, kind: Kind| {
             let first = entry.first_extent as usize;
             let extents = extents.get(first..first.checked_add(entry.extent_count as usize)?)?;
@@ -281,7 +303,7 @@ impl Manifest {
                 let logged = match entry.vectors.kind == Kind::Log as u32 {
                     true => {
                         let places = column(&entry.places, Kind::Places)?;
-                        Some(Logged { first_seq: entry.first_seq, places })
+                        Some(Logged { runs: runs(&entry)?, places })
                     }
                     false => None,
                 };
@@ -383,10 +405,36 @@ mod tests {
     #[test]
     fn vectors_may_be_on_pages_of_the_log() {
         let mut manifest = manifest(Calibration::EVERYTHING);
-        let logged = Logged { first_seq: 1 << 40, places: column(Kind::Places) };
-        manifest.segments[1].logged = Some(logged);
-        manifest.segments[1].vectors = column(Kind::Log);
-        assert_eq!(Manifest::decode(&manifest.encode()), Some(manifest));
+        let run = |first_seq, pages| Run { first_seq, pages, reserved: 0 };
+        let places = column(Kind::Places);
+        for (segment, runs) in
+            manifest.segments.iter_mut().zip([vec![run(1 << 40, 3)], vec![run(5, 1), run(99, 2)]])
+        {
+            segment.logged = Some(Logged { runs, places: places.clone() });
+            segment.vectors = column(Kind::Log);
+        }
+        let bytes = manifest.encode();
+        assert!((0..bytes.len()).all(|len| Manifest::decode(&bytes[..len]).is_none()));
+        assert_eq!(Manifest::decode(&bytes), Some(manifest));
+    }
+
+    #[test]
+    fn on_one_run_of_them_by_version_5() {
+        let mut manifest = manifest(Calibration::EVERYTHING);
+        manifest.segments.truncate(1);
+        let of_one = |first_seq, pages| Logged {
+            runs: vec![Run { first_seq, pages, reserved: 0 }],
+            places: column(Kind::Places),
+        };
+        manifest.segments[0].logged = Some(of_one(1 << 40, 3));
+        manifest.segments[0].vectors = column(Kind::Log);
+        let mut bytes = manifest.encode();
+        bytes.truncate(bytes.len() - size_of::<Run>());
+        bytes[offset_of!(HeadEntry, version)] = 5;
+        bytes[offset_of!(HeadEntry, runs)] = 0;
+        let first_seq = size_of::<HeadEntry>() + offset_of!(SegmentEntry, runs);
+        bytes[first_seq..first_seq + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        assert_eq!(Manifest::decode(&bytes), Some(manifest));
     }
 
     #[test]
@@ -425,6 +473,6 @@ mod tests {
         assert_eq!(of_version(3, HEAD_3), Some(manifest(of_3)));
         let of_4 = floors.with_strangers(STRANGERS).unwrap();
         assert_eq!(of_version(4, size_of::<HeadEntry>()), Some(manifest(of_4)));
-        assert_eq!(of_version(6, size_of::<HeadEntry>()), None);
+        assert_eq!(of_version(7, size_of::<HeadEntry>()), None);
     }
 }

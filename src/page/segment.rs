@@ -193,7 +193,7 @@ impl VectorReader {
     pub fn for_each(&self, mut row: impl FnMut(u64, &[f32])) -> Read<()> {
         match &self.source {
             Source::Sorted(reader) => reader.for_each(self.rows, row),
-            Source::Logged(reader) => reader.for_each(self.rows, &mut row),
+            Source::Logged(reader) => reader.for_each(&mut row),
         }
     }
 

@@ -62,7 +62,7 @@ mod narrow;
 #[cfg(test)]
 mod tests;
 
-pub use narrow::{codes_bytes, is_narrow, narrow, places, Widened};
+pub use narrow::{codes_bytes, copy_code, is_narrow, narrow, places, Widened};
 
 use crate::metric::Metric;
 use crate::simd::{

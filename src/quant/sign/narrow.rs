@@ -12,7 +12,7 @@
 //! They are brought back into the form of a block to be looked up.
 
 use super::Query;
-use crate::simd::{SignRows, SignTerms, SIGN_BLOCK};
+use crate::simd::{SignRows, SignTerms, SIGN_BLOCK, SIGN_GROUP};
 
 /// Rows of a code's byte in a block are so many apart.
 const HALF: usize = SIGN_BLOCK / 2;
@@ -46,6 +46,25 @@ pub fn narrow(block: &[u8], places: usize) -> Vec<u8> {
     let groups = block.as_chunks::<HALF>().0.iter();
     let pairs = groups.flat_map(|group| group[..places].as_chunks::<2>().0);
     pairs.map(|[first, second]| first & 15 | second << 4).collect()
+}
+
+/// Copies the code of a row that stands at `place` of so many `places` to place `into` of whole
+/// blocks, which held zeroes there.
+///
+/// # Panics
+/// When there are no such places.
+pub fn copy_code(from: &[u8], places: usize, place: usize, blocks: &mut [u8], into: usize) {
+    let groups = from.len() / places.max(1) * 8 / SIGN_GROUP;
+    // Bytes from a group to the next, where in the first one the code is, and its bits there.
+    let (step, at, upper) = match is_narrow(places) {
+        true => (places / 2, place / 2, place % 2),
+        false => (HALF, place / SIGN_BLOCK * groups * HALF + place % HALF, place / HALF % 2),
+    };
+    let (low, high) = (upper * SIGN_GROUP, into / HALF % 2 * SIGN_GROUP);
+    let block = &mut blocks[into / SIGN_BLOCK * groups * HALF..][..groups * HALF];
+    let codes = from[at..].iter().step_by(step);
+    let into = block[into % HALF..].iter_mut().step_by(HALF);
+    into.zip(codes).for_each(|(into, code)| *into |= (code >> low & 15) << high);
 }
 
 /// Room to bring a narrow block back into the form of a whole one.

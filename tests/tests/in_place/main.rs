@@ -10,6 +10,8 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+mod merged;
+
 const PAGE: usize = 8192;
 /// Where a page's payload begins, and its tail's kind.
 const PAYLOAD: u64 = 24;
@@ -19,6 +21,7 @@ const NEXT: usize = 8160 + 20;
 /// Kinds of pages, as the extension numbers them.
 const LOG: u16 = 2;
 const VECTORS: u16 = 5;
+const BUCKETS: u16 = 6;
 const PLACES: u16 = 8;
 const LOG_COPY: u16 = 9;
 
