@@ -56,10 +56,19 @@ pub struct Rebuilt {
 pub fn rebuild_missing(index: Index) -> Read<Option<Rebuilt>> {
     let Some(_lock) = JobLock::try_arenas(index) else { return Ok(None) };
     let view = View::take(index)?;
+    match rebuild_missing_of(index, &view) {
+        Ok(rebuilt) => Ok(Some(rebuilt)),
+        // No page that the current manifest leads to is given to anything else.
+        Err(fault) if View::take(index)?.manifest() == view.manifest() => Err(fault.under_lock()),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn rebuild_missing_of(index: Index, view: &View) -> Read<Rebuilt> {
     let (manifest, _) = Manifest::read(index, view.manifest())?;
     let (metric, dims) = (view.metric, view.dims());
     let mut rebuilt = Rebuilt::default();
-    let Some(stored) = &manifest.router else { return Ok(Some(rebuilt)) };
+    let Some(stored) = &manifest.router else { return Ok(rebuilt) };
     let (router, routing) = &routing::load_with_router(index, metric, dims, stored)?;
     let crew = &Crew::new();
     let builder = ArenaBuilder { index, metric, dims, crew, router, routing };
@@ -77,5 +86,5 @@ pub fn rebuild_missing(index: Index) -> Read<Option<Rebuilt>> {
             None => rebuilt.unwritten += 1,
         }
     }
-    Ok(Some(rebuilt))
+    Ok(rebuilt)
 }
