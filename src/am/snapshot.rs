@@ -3,8 +3,8 @@
 use super::heap_pages::HeapPages;
 use crate::arena::{self, Arena, BucketCodes, RoutingArena};
 use crate::janitor::{
-    arena_place, background, load_router, open_arena, open_routing, sweep_if_idle, ArenaBuilder,
-    Crew, JobLock,
+    arena_place, background, is_untidy, load_router, open_arena, open_routing, sweep_if_idle,
+    ArenaBuilder, Crew, JobLock,
 };
 use crate::metric::Metric;
 use crate::page::{
@@ -82,6 +82,9 @@ impl Snapshot {
     fn load(index: Index, view: &View, known: Option<&Snapshot>) -> Read<Snapshot> {
         background::log_seen(index);
         let (manifest, _) = Manifest::read(index, view.manifest())?;
+        if is_untidy(&manifest, view.dims()) {
+            background::untidy_seen(index);
+        }
         let live_rows = manifest.live_rows();
         let calibration =
             manifest.router.as_ref().map_or(Calibration::EVERYTHING, |r| r.calibration);

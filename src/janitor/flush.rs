@@ -126,7 +126,7 @@ pub fn tidy(index: Index, job: &JobLock) -> Read<Flushed> {
 }
 
 /// Whether segments would be put in order if nobody wrote.
-fn is_untidy(manifest: &Manifest, dims: usize) -> bool {
+pub fn is_untidy(manifest: &Manifest, dims: usize) -> bool {
     !Due::of(manifest, dims, 0, Zeal::Tidy).is_none()
 }
 

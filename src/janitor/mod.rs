@@ -26,7 +26,7 @@ mod vacuum;
 
 pub use arena_builder::ArenaBuilder;
 pub use crew::Crew;
-pub use flush::{build, flush, flush_log, job_memory, tidy, Flushed};
+pub use flush::{build, flush, flush_log, is_untidy, job_memory, tidy, Flushed};
 pub use lock::JobLock;
 pub use progress::{phase_name, Phase, Progress};
 pub use rebuild::{open_arena, rebuild_missing};

@@ -224,6 +224,15 @@ impl Board {
         }
     }
 
+    /// The same where it may be known, or be done just now; whether it was not.
+    pub fn untidy_seen(&mut self, key: Key, now: i64) -> bool {
+        let known = self.entry(key).is_some_and(|e| e.tidy_at != 0 || e.taken & TIDY != 0);
+        if !known {
+            self.tidy_later(key, now);
+        }
+        !known
+    }
+
     /// Whether somebody waits for a flush of this index.
     pub fn is_flush_wanted(&mut self, key: Key) -> bool {
         self.entry(key).is_some_and(|entry| entry.wanted & FLUSH != 0)

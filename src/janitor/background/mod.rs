@@ -157,6 +157,18 @@ pub fn tidy_later(index: Index) {
     }
 }
 
+/// A session that has not seen this manifest before finds segments that are not in order. After a
+/// restart, or while the janitor was off, nobody else may know.
+pub fn untidy_seen(index: Index) {
+    // SAFETY: a plain call on the process's own thread.
+    if is_on(index) && unsafe { !pg_sys::RecoveryInProgress() } {
+        let is_news = shared::with_board(|board| board.untidy_seen(key(index), now()));
+        if is_news == Some(true) {
+            shared::wake_launcher();
+        }
+    }
+}
+
 /// What work is done: no segment can be written during recovery.
 fn kinds() -> u32 {
     // SAFETY: a plain call on the process's own thread.

@@ -98,6 +98,25 @@ fn putting_in_order_gives_way_to_all_that_is_in_the_log() {
 }
 
 #[test]
+fn segments_seen_out_of_order_are_put_in_order_unless_that_is_known() {
+    const ALL: u32 = FLUSH | ARENAS | TIDY;
+    let mut board = board();
+    assert!(board.untidy_seen(A, 5));
+    assert_eq!(board.next_due(ALL, 5), Some(5 + QUIET));
+    // Who sees it later does not put it off.
+    assert!(!board.untidy_seen(A, 9));
+    assert_eq!(board.next_due(ALL, 9), Some(5 + QUIET));
+    let (ticket, _) = board.seat(ALL, 5 + QUIET).unwrap();
+    board.enter(ticket, 100);
+    assert_eq!(board.next(ticket, ALL, 5 + QUIET), Next::Job { relation: 10, work: FLUSH | TIDY });
+    // They are seen so until the job is done.
+    assert!(!board.untidy_seen(A, 6 + QUIET));
+    board.done(ticket);
+    assert_eq!(board.next(ticket, ALL, i64::MAX), Next::Leave);
+    assert_eq!(board.next_due(ALL, i64::MAX), None);
+}
+
+#[test]
 fn an_index_left_alone_is_put_in_order_once() {
     const ALL: u32 = FLUSH | ARENAS | TIDY;
     let mut board = board();
