@@ -2,13 +2,13 @@
 
 use super::background::{self, pace, pace::breathe};
 use super::crew::Crew;
+use super::due::{is_long, is_mostly_alive, is_untidy, Due, Zeal};
 use super::lock::JobLock;
 use super::merge::{merge, read_rows};
 use super::progress::Progress;
 use super::rows::RowStore;
 use super::segment_builder::{Assigned, OnLog, SegmentBuilder};
 use super::sweep::sweep;
-use super::tiers::{due, overdue, untidy, MOST_MERGED};
 use crate::memtable;
 use crate::page::{
     log_pages_aside, publish, read_log, Fault, Flip, Index, Kind, LogEnd, LogPages, Manifest, Read,
@@ -52,21 +52,12 @@ impl fmt::Display for Flushed {
     }
 }
 
-/// Rows grow so many times over before the router is trained anew on all of them: by a flush; by
-/// one that would keep writers waiting for long, as the rows have many components; and when
-/// nobody writes.
-const RETRAIN_GROWTH: f64 = 4.0;
-const LATE_GROWTH: f64 = 8.0;
-const IDLE_GROWTH: f64 = 1.4;
-/// Components of all rows together from which on to write them takes long.
-const MANY_COMPONENTS: u64 = 32 << 20;
 /// A row unlike those the router was trained on counts as so many fewer of these: where such rows
 /// come, recall does not wait for the table to grow.
 const COST_OF_STRANGER: u64 = 12;
 /// Some are unlike in any table; fewer, and a smaller share of a log's rows, mean nothing.
 const FEWEST_STRANGERS: u64 = 32;
 const STRANGERS_IN_LOG: f64 = 0.1;
-const FEWEST_ALIVE: f64 = 0.5;
 /// Rows read between two breaths.
 const BREATH_ROWS: u64 = 256;
 
@@ -112,7 +103,7 @@ pub fn flush(index: Index, job: &JobLock) -> Read<Flushed> {
 /// # Errors
 /// What reading pages gave.
 pub fn flush_log(index: Index, job: &JobLock) -> Read<Flushed> {
-    let zeal = if background::is_on(index) { Zeal::Hurry } else { Zeal::Flush };
+    let zeal = if background::is_on(index) { Zeal::Rush } else { Zeal::Flush };
     try_flush(index, job, zeal).map_err(Fault::under_lock)
 }
 
@@ -123,97 +114,6 @@ pub fn flush_log(index: Index, job: &JobLock) -> Read<Flushed> {
 /// What reading pages gave.
 pub fn tidy(index: Index, job: &JobLock) -> Read<Flushed> {
     try_flush(index, job, Zeal::Tidy).map_err(Fault::under_lock)
-}
-
-/// Whether segments would be put in order if nobody wrote.
-pub fn is_untidy(manifest: &Manifest, dims: usize) -> bool {
-    !Due::of(manifest, dims, 0, Zeal::Tidy).is_none()
-}
-
-/// What a job is out for.
-#[derive(Clone, Copy, PartialEq)]
-enum Zeal {
-    /// To empty the log.
-    Hurry,
-    /// To write few rows.
-    Flush,
-    /// To leave searches little to do.
-    Tidy,
-}
-
-impl Zeal {
-    /// The same beside a log of so many pages: the janitor hurries where rows come faster than they
-    /// are flushed.
-    fn beside(self, log_pages: u32, log_limit: u32) -> Zeal {
-        match self {
-            Zeal::Flush if pace::is_background() && background::is_behind(log_pages, log_limit) => {
-                Zeal::Hurry
-            }
-            zeal => zeal,
-        }
-    }
-}
-
-/// What is to be done to the segments.
-struct Due {
-    retrain: bool,
-    merged: Vec<bool>,
-}
-
-/// Whether a job that writes so many rows takes seconds.
-fn is_long(rows: u64, dims: usize) -> bool {
-    rows.saturating_mul(dims as u64) > MANY_COMPONENTS
-}
-
-/// Whether a segment becomes one with others like it while its rows stay where they are.
-fn may_join(segment: &Segment, dims: usize) -> bool {
-    segment.logged.as_ref().is_some_and(|logged| {
-        logged.may_join(MOST_MERGED) && is_mostly_alive(segment.live, logged.room(dims))
-    })
-}
-
-/// Of pages that are mostly dead the rows that are alive are written anew: the pages would be kept
-/// for few.
-fn is_mostly_alive(rows: u64, room: u64) -> bool {
-    rows as f64 >= room as f64 * FEWEST_ALIVE
-}
-
-/// Those segments too whose vectors are not in order yet.
-fn put_in_order(manifest: &Manifest, mut merged: Vec<bool>) -> Vec<bool> {
-    let segments = manifest.segments.iter().zip(&mut merged);
-    segments.for_each(|(segment, merged)| *merged |= segment.logged.is_some());
-    merged
-}
-
-impl Due {
-    /// With so many rows from the log.
-    fn of(manifest: &Manifest, dims: usize, fresh: u64, zeal: Zeal) -> Due {
-        let sizes: Vec<(u64, u64)> = manifest.segments.iter().map(|s| (s.rows, s.live)).collect();
-        let total = manifest.live_rows() + fresh;
-        let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
-        let growth = total as f64 / trained_rows as f64;
-        let retrain = match zeal {
-            Zeal::Tidy => total > 0 && growth >= IDLE_GROWTH,
-            _ if is_long(total, dims) => fresh > 0 && growth >= LATE_GROWTH,
-            _ => fresh > 0 && growth >= RETRAIN_GROWTH,
-        };
-        let merged = match zeal {
-            _ if retrain => vec![true; sizes.len()],
-            Zeal::Hurry => {
-                let cheap = manifest.segments.iter().map(|segment| may_join(segment, dims));
-                overdue(&sizes, &cheap.collect::<Vec<_>>())
-            }
-            // Who is no worker may be all there is.
-            Zeal::Flush if !pace::is_background() => put_in_order(manifest, due(&sizes, fresh)),
-            Zeal::Flush => due(&sizes, fresh),
-            Zeal::Tidy => put_in_order(manifest, untidy(&sizes)),
-        };
-        Due { retrain, merged }
-    }
-
-    fn is_none(&self) -> bool {
-        !self.retrain && !self.merged.contains(&true)
-    }
 }
 
 fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
@@ -274,7 +174,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     }
     // By now it shows how fast rows come.
     zeal = zeal.beside(View::take(index)?.log_pages(), log_limit);
-    let Due { retrain, merged } = Due::of(&manifest, dims, flushed.rows, zeal);
+    let Due { retrain, merged, in_place } = Due::of(&manifest, dims, flushed.rows, zeal);
 
     let mut log_blocks = end.passed.clone();
     log_blocks.push(end.block);
@@ -289,7 +189,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let mut on_log = None;
     let is_alive = is_mostly_alive(flushed.rows, from_log);
     let can_stay = flushed.rows == 0 || (is_alive && store.in_memory().is_some());
-    if zeal == Zeal::Hurry && !retrain && can_stay && (flushed.rows > 0 || !old.is_empty()) {
+    if in_place && !retrain && can_stay && (flushed.rows > 0 || !old.is_empty()) {
         on_log = stay_on_log(index, &view, &end, &seqs, &old, &mut space)?;
     }
     drop(seqs);
@@ -340,11 +240,11 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     flushed.segments = kept.len();
     flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
-    let is_untidy = is_untidy(&manifest, dims);
+    let left = Due::of(&manifest, dims, 0, Zeal::Tidy);
     commit(index, job, manifest, Some(end), space)?;
     background::flush_is_done(index, View::take(index)?.log_pages(), log_limit);
-    if is_untidy {
-        background::tidy_later(index);
+    if !left.is_none() {
+        background::tidy_later(index, left.in_place);
     }
     Ok(flushed)
 }

@@ -7,6 +7,7 @@
 mod arena_builder;
 pub mod background;
 mod crew;
+mod due;
 mod flush;
 mod leads;
 mod lock;
@@ -26,7 +27,8 @@ mod vacuum;
 
 pub use arena_builder::ArenaBuilder;
 pub use crew::Crew;
-pub use flush::{build, flush, flush_log, is_untidy, job_memory, tidy, Flushed};
+pub use due::is_untidy;
+pub use flush::{build, flush, flush_log, job_memory, tidy, Flushed};
 pub use lock::JobLock;
 pub use progress::{phase_name, Phase, Progress};
 pub use rebuild::{open_arena, rebuild_missing};

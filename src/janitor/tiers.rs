@@ -12,7 +12,7 @@ const FEW: usize = 8;
 const MANY: usize = 12;
 const MOST_TIMES: u64 = 8;
 
-/// One that others wait for merges so many that are of like size, which is up to so many times the
+/// One that is in haste merges so many that are of like size, which is up to so many times the
 /// smallest's, where that is cheap; where it is not, from so many segments on.
 const FEWEST_MERGED: usize = 4;
 /// Not more than this at once.
@@ -48,14 +48,17 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
 }
 
 /// As [`due`], but puts off what can wait: there will be a time when fewer rows come. Segments of
-/// like size become one as soon as they are a few, if they are `cheap`, and others, and the smallest
-/// whatever their size, where there are too many: a row is written a logarithmic number of times, and
-/// hardly ever many of them at once.
-pub fn overdue(segments: &[(u64, u64)], cheap: &[bool]) -> Vec<bool> {
+/// like size become one as soon as they are a few, if they are `cheap`, in a `rush` once they are
+/// many, and others, and the smallest whatever their size, where there are too many: a row is written a
+/// logarithmic number of times, and hardly ever many of them at once.
+pub fn overdue(segments: &[(u64, u64)], cheap: &[bool], rush: bool) -> Vec<bool> {
     let mut by_size: Vec<usize> = (0..segments.len()).collect();
     by_size.sort_by_key(|nth| segments[*nth].1);
     let cheap: Vec<usize> = by_size.iter().copied().filter(|nth| cheap[*nth]).collect();
-    let mut chosen = first_alike(segments, &cheap);
+    let mut chosen: &[usize] = &[];
+    if !rush || segments.len() >= MANY {
+        chosen = first_alike(segments, &cheap);
+    }
     if chosen.is_empty() && segments.len() >= TOO_MANY {
         chosen = first_alike(segments, &by_size);
         if chosen.is_empty() {
@@ -212,7 +215,8 @@ mod tests {
     fn in_a_hurry_nothing_dear_is_merged_until_there_are_many() {
         let mut segments = vec![(10, 10); TOO_MANY];
         let of = |segments: &[(u64, u64)], cheap: &[bool]| -> Vec<usize> {
-            let merged = overdue(segments, cheap);
+            assert!(segments.len() >= MANY || !overdue(segments, cheap, true).contains(&true));
+            let merged = overdue(segments, cheap, false);
             (0..merged.len()).filter(|nth| merged[*nth]).collect()
         };
         let mut cheap = [false; TOO_MANY];
@@ -251,7 +255,7 @@ mod tests {
             for _ in 0..flushes {
                 let before = simulation.written;
                 let cheap = vec![is_cheap; simulation.segments.len()];
-                let merged = overdue(&simulation.segments, &cheap);
+                let merged = overdue(&simulation.segments, &cheap, false);
                 simulation.flush_with(16_000, &merged);
                 largest = largest.max((simulation.written - before) / 16_000);
             }

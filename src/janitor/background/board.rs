@@ -49,7 +49,7 @@ struct Entry {
     failures: u32,
     /// 1 + the seat of that worker.
     seat: u32,
-    /// How often in a row putting in order was cut short.
+    /// How often putting in order was cut short since it was done.
     cut_short: u32,
     /// Pages of the log that the flush a worker is at has begun to read.
     in_hand: u32,
@@ -216,11 +216,13 @@ impl Board {
         }
     }
 
-    /// The segments of an index may be put in order once it has been left alone for a while.
-    pub fn tidy_later(&mut self, key: Key, now: i64) {
+    /// The segments of an index may be put in order once it has been left alone for a while; if
+    /// that is a short job, however often longer ones were cut short.
+    pub fn tidy_later(&mut self, key: Key, now: i64, is_short: bool) {
         self.announce(key, 0, 0);
         if let Some(entry) = self.entry(key) {
-            entry.tidy_at = now.saturating_add(entry.quiet());
+            let quiet = if is_short { QUIET } else { entry.quiet() };
+            entry.tidy_at = now.saturating_add(quiet);
         }
     }
 
@@ -228,7 +230,7 @@ impl Board {
     pub fn untidy_seen(&mut self, key: Key, now: i64) -> bool {
         let known = self.entry(key).is_some_and(|e| e.tidy_at != 0 || e.taken & TIDY != 0);
         if !known {
-            self.tidy_later(key, now);
+            self.tidy_later(key, now, false);
         }
         !known
     }
@@ -321,7 +323,7 @@ impl Board {
     /// The job is done, or its relation is gone.
     pub fn done(&mut self, ticket: Ticket) {
         if let Some(entry) = self.job(ticket) {
-            if entry.taken & TIDY != 0 {
+            if entry.taken & TIDY != 0 && entry.tidy_at == 0 {
                 entry.cut_short = 0;
             }
             (entry.taken, entry.seat, entry.failures) = (0, 0, 0);

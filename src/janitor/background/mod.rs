@@ -150,9 +150,9 @@ pub fn flush_is_done(index: Index, pages: u32, limit: u32) {
 
 /// The segments of an index are not as few and as well trained as they could be: once nobody has
 /// written for a while, the janitor sees to it.
-pub fn tidy_later(index: Index) {
+pub fn tidy_later(index: Index, is_short: bool) {
     if is_on(index) {
-        shared::with_board(|board| board.tidy_later(key(index), now()));
+        shared::with_board(|board| board.tidy_later(key(index), now(), is_short));
         shared::wake_launcher();
     }
 }

@@ -235,3 +235,29 @@ fn dead_rows_are_left_behind() -> Result<()> {
     ensure!(!log.contains("still in the index"), "{log}");
     require_quiet_log(&log)
 }
+
+/// Training may be cut short by what is written meanwhile.
+#[test]
+fn they_are_one_before_buckets_are_trained_anew() -> Result<()> {
+    let cluster = start()?;
+    let mut client = cluster.connect()?;
+    table(&mut client, 70, "vector_l2_ops")?;
+    let near = query(&mut client, 70)?;
+    for first in [2001, 2401, 2801] {
+        insert(&mut client, 70, first, first + 399)?;
+        client.batch_execute("SELECT drift_flush('t_e')")?;
+    }
+    ensure!(segments(&mut client)? == (4, 4), "{:?}", segments(&mut client)?);
+    let begun = Instant::now();
+    while !cluster.log().contains("(trained anew)") {
+        ensure!(begun.elapsed() < Duration::from_secs(60), "not trained: {}", cluster.log());
+        compare(&mut client, "t", DISTANCES[0], &near, Some(50))?;
+        sleep(Duration::from_millis(50));
+    }
+    let log = cluster.log();
+    let joined = log.find("merged segments: 3 with 1200 rows, all in place, segments now: 2");
+    let trained = log.find("merged segments: 2 with 3200 rows, segments now: 1");
+    ensure!(joined.is_some() && joined < trained, "{log}");
+    compare(&mut client, "t", DISTANCES[0], &near, None)?;
+    require_quiet_log(&log)
+}

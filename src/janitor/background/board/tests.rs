@@ -86,7 +86,7 @@ fn pages_that_came_before_the_view_ask_for_no_other_flush() {
 fn putting_in_order_gives_way_to_all_that_is_in_the_log() {
     const ALL: u32 = FLUSH | ARENAS | TIDY;
     let mut board = board();
-    board.tidy_later(A, 0);
+    board.tidy_later(A, 0, false);
     let (ticket, _) = board.seat(ALL, QUIET).unwrap();
     board.enter(ticket, 100);
     board.next(ticket, ALL, QUIET);
@@ -95,6 +95,32 @@ fn putting_in_order_gives_way_to_all_that_is_in_the_log() {
     assert!(!board.is_flush_wanted(A));
     assert_eq!(board.announce_log(A, 101, 100), Heard::New);
     assert!(board.is_flush_wanted(A));
+}
+
+#[test]
+fn short_jobs_do_not_wait_longer_for_long_ones_that_were_cut_short() {
+    const ALL: u32 = FLUSH | ARENAS | TIDY;
+    let mut board = board();
+    let mut now = 0;
+    board.tidy_later(A, now, false);
+    for nth in 1..5 {
+        // A long one is cut short by a flush.
+        now += QUIET << nth;
+        let ticket = worker(&mut board, now);
+        assert_eq!(board.next(ticket, ALL, now), Next::Job { relation: 10, work: FLUSH | TIDY });
+        board.postpone(ticket, now, SECOND);
+        assert_eq!(board.next(ticket, ALL, now), Next::Job { relation: 10, work: FLUSH });
+        board.tidy_later(A, now, true);
+        board.done(ticket);
+        assert_eq!(board.next_due(ALL, now), Some(now + QUIET));
+        // A short one is not, but leaves another long one to be done.
+        now += QUIET;
+        assert_eq!(board.next(ticket, ALL, now), Next::Job { relation: 10, work: FLUSH | TIDY });
+        board.tidy_later(A, now, false);
+        board.done(ticket);
+        assert_eq!(board.next_due(ALL, now), Some(now + (QUIET << nth)));
+        board.vacate(ticket, now);
+    }
 }
 
 #[test]
@@ -120,7 +146,7 @@ fn segments_seen_out_of_order_are_put_in_order_unless_that_is_known() {
 fn an_index_left_alone_is_put_in_order_once() {
     const ALL: u32 = FLUSH | ARENAS | TIDY;
     let mut board = board();
-    board.tidy_later(A, 10);
+    board.tidy_later(A, 10, false);
     assert_eq!(board.next_due(ALL, 10), Some(10 + QUIET));
     assert_eq!(board.next_due(ARENAS, 10), None);
     assert_eq!(board.seat(ALL, 9 + QUIET), None);
@@ -134,19 +160,19 @@ fn an_index_left_alone_is_put_in_order_once() {
     // The flush goes first, and the next time it has to be quiet for longer.
     board.postpone(ticket, 50, SECOND);
     assert_eq!(board.next(ticket, ALL, 50), Next::Job { relation: 10, work: FLUSH });
-    board.tidy_later(A, 60);
+    board.tidy_later(A, 60, false);
     board.done(ticket);
     assert_eq!(board.next(ticket, ALL, 59 + 2 * QUIET), Next::Leave);
     assert_eq!(board.next(ticket, ALL, 60 + 2 * QUIET), Next::Job { relation: 10, work });
     board.done(ticket);
     assert_eq!(board.next(ticket, ALL, i64::MAX), Next::Leave);
-    board.tidy_later(A, 100);
+    board.tidy_later(A, 100, false);
     assert_eq!(board.next_due(ALL, 100), Some(100 + QUIET));
     // A flush that is wanted is done alone, however late it is.
     let late = 10 * QUIET;
     board.announce(A, FLUSH, 0);
     assert_eq!(board.next(ticket, ALL, late), Next::Job { relation: 10, work: FLUSH });
-    board.tidy_later(A, late);
+    board.tidy_later(A, late, false);
     board.done(ticket);
     // One that has failed is not tried again before its time.
     let late = late + QUIET;
