@@ -29,13 +29,17 @@ impl HeapPages {
         self.recent.borrow().get(block as usize).map_or(0, Cell::get)
     }
 
-    fn remember(&self, block: u32, buffer: pg_sys::Buffer) {
+    /// Remembers the buffer of a page of a table that has so many.
+    fn remember(&self, block: u32, buffer: pg_sys::Buffer, pages: impl FnOnce() -> u32) {
         let at = block as usize;
         // Local buffers, of temporary relations, have numbers below zero.
         let Ok(number) = u32::try_from(buffer) else { return };
         let mut recent = self.recent.borrow_mut();
         if at >= recent.len() && at < MOST_PAGES {
-            let mut more = bytemuck::zeroed_slice_box::<Cell<u32>>((at + 1).next_power_of_two());
+            // What is copied is there from then on, so that it is not to happen often.
+            let pages = (pages() as usize).max(at + 1);
+            let length = (pages + pages / 4).min(MOST_PAGES);
+            let mut more = bytemuck::zeroed_slice_box::<Cell<u32>>(length);
             more[..recent.len()].clone_from_slice(&recent);
             *recent = more;
         }
@@ -79,10 +83,38 @@ impl HeapPages {
                 pg_sys::ReleaseBuffer(held);
             }
             if u32::try_from(fetch.xs_cbuf) != Ok(recent) {
-                self.remember(block, fetch.xs_cbuf);
+                self.remember(block, fetch.xs_cbuf, || heap::pages(table));
             }
             // As the heap does with a page it comes to.
             pg_sys::heap_page_prune_opt(table, fetch.xs_cbuf);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_remembered_lasts_while_the_table_grows() {
+        let pages = HeapPages::default();
+        let length = || pages.recent.borrow().len();
+        assert_eq!(pages.recent(7), 0);
+        pages.remember(7, 3, || 1000);
+        // Room for all pages there are, and some more, so that it is not copied for each.
+        assert_eq!(length(), 1250);
+        pages.remember(1100, 4, || unreachable!());
+        pages.remember(1250, 5, || 1400);
+        assert_eq!(length(), 1750);
+        // A table whose length was told before the page was added.
+        pages.remember(2000, 6, || 1400);
+        assert_eq!(length(), 2001 + 500);
+        assert_eq!([7, 1100, 1250, 2000, 8].map(|page| pages.recent(page)), [3, 4, 5, 6, 0]);
+        // Of local buffers and of pages very far out nothing is remembered.
+        pages.remember(9, -1, || 1400);
+        pages.remember(u32::MAX, 8, || unreachable!());
+        assert_eq!((pages.recent(9), pages.recent(u32::MAX), length()), (0, 0, 2501));
+        pages.remember(3000, 9, || u32::MAX);
+        assert_eq!(length(), MOST_PAGES);
     }
 }

@@ -27,6 +27,15 @@ pub unsafe fn pin(table: pg_sys::Relation, block: u32, recent: u32) -> pg_sys::B
     }
 }
 
+/// Pages of a table.
+///
+/// # Safety
+/// The table is open.
+pub unsafe fn pages(table: pg_sys::Relation) -> u32 {
+    // SAFETY: the caller's promise.
+    unsafe { pg_sys::RelationGetNumberOfBlocksInFork(table, pg_sys::ForkNumber::MAIN_FORKNUM) }
+}
+
 /// Asks the processor for what leads to the row of this offset, from 1 on, of a heap page that was
 /// in buffer `recent`. A hint: the page may be gone.
 pub fn prefetch_line_pointer(recent: u32, offset: u16) {
