@@ -8,6 +8,7 @@ use crate::courtesy;
 use crate::quant::sign;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::AtomicBool;
 
 /// Where the codes of a merged arena's row are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +36,8 @@ impl<'p> Merge<'p> {
     /// are given in order. All parts are of one router.
     ///
     /// # Errors
-    /// [`ArenaError::Damaged`] when a part is not what was written, or has not such a row.
+    /// [`ArenaError::Damaged`] when a part is not what was written, which is checked byte by byte, or
+    /// has not such a row; [`ArenaError::Layout`] when the flag went up.
     ///
     /// # Panics
     /// When there is another number of origins than of rows.
@@ -43,9 +45,10 @@ impl<'p> Merge<'p> {
         parts: &'p [Arena],
         own: &[(u32, u32)],
         origins: &'p [Origin],
+        stop: &AtomicBool,
     ) -> Result<Merge<'p>, ArenaError> {
-        let seconds: Result<Vec<_>, _> = parts.iter().map(Arena::second_places).collect();
-        let seconds = seconds?;
+        let seconds: Vec<Vec<SecondPlace>> =
+            parts.par_iter().map(|part| part.second_places(stop)).collect::<Result<_, _>>()?;
         let mut second = Vec::new();
         if parts.iter().any(Arena::has_signs) {
             second.reserve_exact(origins.len());

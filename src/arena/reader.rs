@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::{Advice, Mmap};
 
@@ -276,15 +276,25 @@ impl Arena {
         self.shape.code_bits > 0
     }
 
-    /// Where the sign code of each row stands besides in its own bucket.
+    /// Where the sign code of each row stands besides in its own bucket. For this all bytes are
+    /// checked, whatever others have found, so that what is copied from here on is what was written.
     ///
     /// # Errors
-    /// [`ArenaError::Damaged`] when some bucket is not what was written.
-    pub(super) fn second_places(&self) -> Result<Vec<SecondPlace>, ArenaError> {
+    /// [`ArenaError::Damaged`] when some byte is not.
+    pub(super) fn second_places(&self, stop: &AtomicBool) -> Result<Vec<SecondPlace>, ArenaError> {
         let rows = usize::try_from(self.identity.rows).map_err(|_| OUTSIDE)?;
         let mut second = vec![SecondPlace::NONE; rows];
+        if !self.is_table_sound() {
+            return Err(ArenaError::Damaged("table"));
+        }
         for (entry, of) in (0..).zip(self.buckets()) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(ArenaError::Layout("stopped"));
+            }
             courtesy::give_way();
+            if !self.is_block_sound(entry as usize) {
+                return Err(ArenaError::Damaged("block"));
+            }
             let spilled = self.bucket(entry as usize)?.signs.map_or(&[][..], |signs| signs.spilled);
             for (spilled, place) in spilled.iter().zip(of.rows..) {
                 let own = self.buckets().get(spilled.entry as usize).ok_or(OUTSIDE)?;

@@ -1,12 +1,15 @@
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
 
 use super::format::{Footer, Header, RowShape, FOOTER_BYTES, TABLE, VERSION};
 use super::reader::SecondPlace;
 use super::*;
 use crate::metric::Metric;
 use crate::quant::{self, sign, Factors};
+
+static STOP: AtomicBool = AtomicBool::new(false);
 
 const SEGMENT: u128 = 0x0123_4567_89ab_cdef_0011_2233_4455_6677;
 
@@ -159,14 +162,14 @@ fn second_places_are_those_that_rows_were_spilled_to() {
         }
         writer.push_bucket(&encoded).unwrap();
     }
-    assert_eq!(writer.finish().unwrap().second_places().unwrap(), expected);
+    assert_eq!(writer.finish().unwrap().second_places(&STOP).unwrap(), expected);
     assert!(expected.iter().filter(|second| **second != SecondPlace::NONE).count() == 24);
     // Entries that there are not.
     let astray = fill(Writer::in_memory(layout(64, &shapes).unwrap()).unwrap(), 64, &shapes);
-    assert!(astray.second_places().is_err());
+    assert!(astray.second_places(&STOP).is_err());
     let (dim, shapes) = SMALL;
     let unsigned = fill(Writer::in_memory(layout(dim, shapes).unwrap()).unwrap(), dim, shapes);
-    assert_eq!(unsigned.second_places().unwrap(), [SecondPlace::NONE; 8]);
+    assert_eq!(unsigned.second_places(&STOP).unwrap(), [SecondPlace::NONE; 8]);
 }
 
 #[test]

@@ -143,8 +143,10 @@ impl ArenaBuilder<'_> {
     }
 
     /// Makes the arena of a segment of rows whose codes are in `parts`, as a file; `origins` tells
-    /// of each row in order where. `None` when a part is not what was written, or the file could not
-    /// be, which the log then tells. `beside` is called as by [`ArenaBuilder::write`].
+    /// of each row in order where. `beside` is called as by [`ArenaBuilder::write`].
+    ///
+    /// # Errors
+    /// [`ArenaError::Damaged`] when a part is not what was written, [`ArenaError::Io`].
     pub fn merge(
         &self,
         id: Identity,
@@ -152,15 +154,10 @@ impl ArenaBuilder<'_> {
         parts: &[Arena],
         origins: &[Origin],
         beside: impl FnMut(usize),
-    ) -> Option<Arena> {
+    ) -> Result<Arena, ArenaError> {
         let own = own_rows(shapes);
-        let merge = self.crew.run(|_| Merge::new(parts, &own, origins));
-        match merge.and_then(|merge| self.copy(id, shapes, &merge, beside)) {
-            Ok(arena) => return Some(arena),
-            Err(error @ ArenaError::Damaged(_)) => report_unusable(self.index, &error),
-            Err(error) => report_unwritten(self.index, &error),
-        }
-        None
+        let merge = self.crew.run(|stop| Merge::new(parts, &own, origins, stop))?;
+        self.copy(id, shapes, &merge, beside)
     }
 
     fn copy(

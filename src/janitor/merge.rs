@@ -1,13 +1,14 @@
 //! Segments, and rows of the log with them, become one segment. All are of one router, so that rows
 //! keep their buckets and codes.
 
+use super::arena_builder::{report_unusable, report_unwritten};
 use super::background::pace::breathe;
 use super::progress::Phase;
 use super::rebuild::open_arena;
 use super::rows::RowStore;
 use super::segment_builder::{Assigned, OnLog, SegmentBuilder, Sorter};
 use super::segment_writer::{Body, BucketShapes, SegmentWriter};
-use crate::arena::{Arena, Origin};
+use crate::arena::{Arena, ArenaError, Origin};
 use crate::page::{Index, LogPages, Read, RowMap, Segment, Space, Tid, TidReader, VectorReader};
 use std::vec;
 
@@ -159,14 +160,21 @@ impl<'j> Merge<'j> {
             }
         };
         let arena = builder.arenas(sorter);
-        let mut merged = None;
+        let mut is_arena_due = true;
         if let Some(parts) = parts {
             let origins: Vec<Origin> = order.iter().map(|nth| origins[*nth as usize]).collect();
             let id = writer.id();
             let beside = |rows: usize| {
                 writer.write_rows(rows.min(order.len() - writer.written()), row);
             };
-            merged = arena.merge(id, shapes.table(), &parts, &origins, beside);
+            match arena.merge(id, shapes.table(), &parts, &origins, beside) {
+                Err(error @ ArenaError::Damaged(_)) => report_unusable(index, &error),
+                Err(error) => {
+                    report_unwritten(index, &error);
+                    is_arena_due = false;
+                }
+                Ok(_) => is_arena_due = false,
+            }
         }
         writer.write_rows(order.len() - writer.written(), row);
         let pages = match bodies {
@@ -174,7 +182,7 @@ impl<'j> Merge<'j> {
             Bodies::OnLog { pages, .. } => Some(pages),
         };
         let segment = writer.finish(pages);
-        if merged.is_none() {
+        if is_arena_due {
             arena.write_again(&segment, shapes.table())?;
         }
         Ok(Some(segment))

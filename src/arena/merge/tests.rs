@@ -1,5 +1,5 @@
 use super::*;
-use crate::arena::{encode_run, Identity, Layout, RoutingArena, Writer};
+use crate::arena::{encode_run, ArenaName, Identity, Layout, RoutingArena, Writer};
 use crate::cluster::kmeans::Params as KmeansParams;
 use crate::cluster::{self, Router};
 use crate::metric::Metric;
@@ -7,6 +7,8 @@ use crate::quant;
 use rand::rngs::SmallRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
+use std::fs;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicBool;
 
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -88,17 +90,20 @@ impl Setting {
         (plan, encoded)
     }
 
-    fn arena(&self, rows: &Rows) -> Arena {
-        let (plan, encoded) = self.encode(rows);
-        let identity = Identity {
+    fn identity(&self, rows: &Rows) -> Identity {
+        Identity {
             segment: 1,
             dim: self.dim as u32,
             metric: self.metric,
             rows: rows.first.len() as u64,
             buckets: rows.own().len() as u32,
             code_bits: self.routing.code_bits(),
-        };
-        let layout = Layout::new(identity, plan.shapes()).unwrap();
+        }
+    }
+
+    fn arena(&self, rows: &Rows) -> Arena {
+        let (plan, encoded) = self.encode(rows);
+        let layout = Layout::new(self.identity(rows), plan.shapes()).unwrap();
         let mut writer = Writer::in_memory(layout).unwrap();
         encoded.iter().for_each(|bucket| writer.push_bucket(bucket).unwrap());
         writer.finish().unwrap()
@@ -155,7 +160,7 @@ fn merged_codes_are_those_that_would_be_made_of_the_rows() {
         }
         let (plan, expected) = setting.encode(&merged);
         let own = merged.own();
-        let merge = Merge::new(&parts, &own, &origins).unwrap();
+        let merge = Merge::new(&parts, &own, &origins, &STOP).unwrap();
         assert_eq!(merge.plan().shapes(), plan.shapes(), "{metric:?} {dim}");
         let mut copied = Vec::new();
         for run in [0..5, 5..plan.shapes().len()] {
@@ -175,7 +180,7 @@ fn rows_that_are_not_there_are_noticed() {
     let parts = [setting.arena(&rows)];
     let origins: Vec<Origin> = (0..100).map(|row| Origin { part: 0, row }).collect();
     let copy = |own: &[(u32, u32)], origins: &[Origin]| {
-        let merge = Merge::new(&parts, own, origins)?;
+        let merge = Merge::new(&parts, own, origins, &STOP)?;
         merge.copy_run(0..merge.plan().shapes().len())
     };
     let own = rows.own();
@@ -189,5 +194,35 @@ fn rows_that_are_not_there_are_noticed() {
     let mut swapped = origins.clone();
     swapped.swap(0, 99);
     assert!(matches!(copy(&own, &swapped), Err(ArenaError::Damaged(_))));
-    assert!(Merge::new(&[], &[], &[]).unwrap().copy_run(0..0).unwrap().is_empty());
+    assert!(Merge::new(&[], &[], &[], &STOP).unwrap().copy_run(0..0).unwrap().is_empty());
+}
+
+/// What others have found of a file counts as long as nobody writes to it; its medium may fail.
+#[test]
+fn what_was_sound_once_is_checked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = ArenaName::new("16384", 1).unwrap();
+    let mut rng = SmallRng::seed_from_u64(2);
+    let (setting, vectors) = Setting::new(Metric::L2, 64, 64, &mut rng);
+    let rows = setting.sort(&vectors[..100 * 64]);
+    let (plan, encoded) = setting.encode(&rows);
+    let layout = Layout::new(setting.identity(&rows), plan.shapes()).unwrap();
+    let mut writer = Writer::create(dir.path(), &name, layout).unwrap();
+    encoded.iter().for_each(|bucket| writer.push_bucket(bucket).unwrap());
+    let parts = [writer.finish().unwrap()];
+    let (own, origins): (_, Vec<Origin>) =
+        (rows.own(), (0..100).map(|row| Origin { part: 0, row }).collect());
+    let stop = AtomicBool::new(true);
+    assert!(matches!(Merge::new(&parts, &own, &origins, &stop), Err(ArenaError::Layout(_))));
+    assert!(Merge::new(&parts, &own, &origins, &STOP).is_ok());
+    let file = fs::OpenOptions::new().write(true).open(name.path(dir.path())).unwrap();
+    let length = file.metadata().unwrap().len();
+    for at in [length - 100, 128 + 24] {
+        let was = parts[0].bytes()[at as usize];
+        file.write_all_at(&[was ^ 1], at).unwrap();
+        assert!((0..parts[0].buckets().len()).all(|entry| parts[0].bucket(entry).is_ok()));
+        assert!(matches!(Merge::new(&parts, &own, &origins, &STOP), Err(ArenaError::Damaged(_))));
+        file.write_all_at(&[was], at).unwrap();
+    }
+    assert!(Merge::new(&parts, &own, &origins, &STOP).is_ok());
 }
