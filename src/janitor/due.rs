@@ -1,7 +1,7 @@
 //! What a job does to the segments of an index, beside what it is for.
 
 use super::background::{self, pace};
-use super::tiers::{due, overdue, untidy, MOST_MERGED};
+use super::tiers::{due, joined, overdue, untidy, MOST_MERGED};
 use crate::page::{Manifest, Segment};
 
 /// Rows grow so many times over before the router is trained anew on all of them: by a flush; by
@@ -12,6 +12,8 @@ const LATE_GROWTH: f64 = 8.0;
 const IDLE_GROWTH: f64 = 1.4;
 /// Components of all rows together from which on to write them takes long.
 const MANY_COMPONENTS: u64 = 32 << 20;
+/// Rows that stay where they are take so much less time.
+const CHEAPER: u64 = 4;
 /// A log so many times as long as one is to be grows much faster than it is flushed.
 const LONG_LOG: u32 = 2;
 /// Of pages of the log of which less is alive, the rows that are are written anew.
@@ -19,7 +21,7 @@ const FEWEST_ALIVE: f64 = 0.5;
 
 /// Whether segments would be put in order if nobody wrote.
 pub fn is_untidy(manifest: &Manifest, dims: usize) -> bool {
-    !Due::of(manifest, dims, 0, Zeal::Tidy).is_none()
+    !Due::of(manifest, dims, Fresh::NONE, Zeal::Tidy).is_none()
 }
 
 /// What a job is out for.
@@ -75,12 +77,29 @@ pub fn is_mostly_alive(rows: u64, room: u64) -> bool {
     rows as f64 >= room as f64 * FEWEST_ALIVE
 }
 
-/// Of the chosen segments those that are untidy, as if there were no others.
+/// Rows of the log that a job has in hand.
+#[derive(Clone, Copy)]
+pub struct Fresh {
+    /// How many.
+    pub rows: u64,
+    /// They may stay on the log's pages, or there are none.
+    pub may_stay: bool,
+}
+
+impl Fresh {
+    /// None.
+    pub const NONE: Fresh = Fresh { rows: 0, may_stay: true };
+}
+
+/// Of the chosen segments those that are untidy, as if there were no others, not too many.
 fn untidy_of(sizes: &[(u64, u64)], chosen: impl Iterator<Item = bool>) -> Vec<bool> {
     let mut chosen: Vec<bool> = chosen.collect();
     let of: Vec<(u64, u64)> =
         sizes.iter().zip(&chosen).filter(|(_, chosen)| **chosen).map(|(size, _)| *size).collect();
-    let untidy = untidy(&of);
+    let mut untidy = untidy(&of);
+    let mut by_size: Vec<usize> = (0..of.len()).filter(|nth| untidy[*nth]).collect();
+    by_size.sort_by_key(|nth| of[*nth].1);
+    by_size.iter().skip(MOST_MERGED).for_each(|nth| untidy[*nth] = false);
     let kept = chosen.iter_mut().filter(|chosen| **chosen);
     kept.zip(untidy).for_each(|(chosen, untidy)| *chosen = untidy);
     chosen
@@ -94,8 +113,9 @@ fn put_in_order(manifest: &Manifest, mut merged: Vec<bool>) -> Vec<bool> {
 }
 
 impl Due {
-    /// With so many rows from the log.
-    pub fn of(manifest: &Manifest, dims: usize, fresh: u64, zeal: Zeal) -> Due {
+    /// With these rows from the log.
+    pub fn of(manifest: &Manifest, dims: usize, fresh: Fresh, zeal: Zeal) -> Due {
+        let Fresh { rows: fresh, may_stay } = fresh;
         let sizes: Vec<(u64, u64)> = manifest.segments.iter().map(|s| (s.rows, s.live)).collect();
         let total = manifest.live_rows() + fresh;
         let trained_rows = manifest.router.as_ref().map_or(0, |router| router.trained_rows);
@@ -105,25 +125,25 @@ impl Due {
             _ if is_long(total, dims) => fresh > 0 && growth >= LATE_GROWTH,
             _ => fresh > 0 && growth >= RETRAIN_GROWTH,
         };
-        let cheap = || manifest.segments.iter().map(|segment| may_join(segment, dims));
+        // What is not left where it is would all have to be read.
+        let cheap: Vec<bool> =
+            manifest.segments.iter().map(|of| may_stay && may_join(of, dims)).collect();
         let mut in_place = matches!(zeal, Zeal::Rush | Zeal::Hurry);
         let merged = match zeal {
             Zeal::Tidy if retrain => {
                 // What takes long may be cut short: first comes what does not.
-                let joined = untidy_of(&sizes, cheap());
+                let joined = untidy_of(&sizes, cheap.into_iter());
                 if joined.iter().filter(|joined| **joined).count() > 1 {
                     return Due { retrain: false, merged: joined, in_place: true };
                 }
                 vec![true; sizes.len()]
             }
             _ if retrain => vec![true; sizes.len()],
-            Zeal::Rush | Zeal::Hurry => {
-                overdue(&sizes, &cheap().collect::<Vec<_>>(), zeal == Zeal::Rush)
-            }
+            Zeal::Rush | Zeal::Hurry => overdue(&sizes, &cheap, zeal == Zeal::Rush),
             // Who is no worker may be all there is.
             Zeal::Flush if !pace::is_background() => put_in_order(manifest, due(&sizes, fresh)),
             Zeal::Flush => {
-                let joined = overdue(&sizes, &cheap().collect::<Vec<_>>(), false);
+                let joined = joined(&sizes, &cheap);
                 in_place = joined.contains(&true);
                 if in_place {
                     joined
@@ -136,8 +156,97 @@ impl Due {
         Due { retrain, merged, in_place }
     }
 
+    /// Whether it takes little time.
+    pub fn is_short(&self, manifest: &Manifest, dims: usize) -> bool {
+        let merged = manifest.segments.iter().zip(&self.merged).filter(|(_, merged)| **merged);
+        let rows: u64 = merged.map(|(segment, _)| segment.live).sum();
+        self.in_place && !is_long(rows / CHEAPER, dims)
+    }
+
     /// Whether nothing is.
     pub fn is_none(&self) -> bool {
         !self.retrain && !self.merged.contains(&true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::page::{Column, Identity, Kind, Logged, RouterRef, Run};
+    use crate::search::Calibration;
+
+    const DIMS: usize = 128;
+    const FRESH: Fresh = Fresh { rows: 1000, may_stay: true };
+
+    fn column(kind: Kind) -> Column {
+        Column { id: Identity::NONE, kind, bytes: 0, crc: 0, extents: Vec::new() }
+    }
+
+    /// A segment of so many rows, on so many pages of the log if any.
+    fn segment(rows: u64, pages: Option<u32>) -> Segment {
+        let run = |pages| Run { first_seq: 0, pages, reserved: 0 };
+        let logged = |pages| Logged { runs: vec![run(pages)], places: column(Kind::Places) };
+        Segment {
+            id: Identity::NONE,
+            rows,
+            live: rows,
+            tids: column(Kind::Tids),
+            vectors: column(Kind::Vectors),
+            buckets: column(Kind::Buckets),
+            logged: pages.map(logged),
+        }
+    }
+
+    /// An index that was trained on so many rows.
+    fn manifest(trained_rows: u64, segments: Vec<Segment>) -> Manifest {
+        let (calibration, column) = (Calibration::EVERYTHING, column(Kind::Router));
+        let router = RouterRef { buckets: 9, trained_rows, calibration, column };
+        Manifest { router: Some(router), segments }
+    }
+
+    fn merged(due: &Due) -> Vec<usize> {
+        (0..due.merged.len()).filter(|nth| due.merged[*nth]).collect()
+    }
+
+    #[test]
+    fn a_few_segments_on_the_logs_pages_are_joined_unless_there_is_a_rush() {
+        let mut segments = vec![segment(1_000_000, None)];
+        segments.resize(5, segment(10_000, Some(720)));
+        let manifest = manifest(1_000_000, segments);
+        let of = |fresh, zeal| Due::of(&manifest, DIMS, fresh, zeal);
+        let due = of(FRESH, Zeal::Hurry);
+        assert!(due.in_place && merged(&due) == [1, 2, 3, 4]);
+        assert!(merged(&of(FRESH, Zeal::Rush)).is_empty());
+        // Where the log's rows cannot stay, all would be written.
+        let fresh = Fresh { may_stay: false, ..FRESH };
+        assert!(merged(&of(fresh, Zeal::Hurry)).is_empty());
+    }
+
+    #[test]
+    fn pages_that_are_mostly_dead_are_not_kept() {
+        let mut segments = vec![segment(1_000_000, None)];
+        segments.resize(5, segment(10_000, Some(1600)));
+        let due = Due::of(&manifest(1_000_000, segments), DIMS, FRESH, Zeal::Hurry);
+        assert!(merged(&due).is_empty());
+    }
+
+    #[test]
+    fn what_is_short_comes_before_what_is_long() {
+        let mut segments = vec![segment(100_000, None)];
+        segments.resize(12, segment(10_000, Some(720)));
+        let mut manifest = manifest(100_000, segments);
+        let due = Due::of(&manifest, DIMS, Fresh::NONE, Zeal::Tidy);
+        assert!(due.in_place && !due.retrain && due.is_short(&manifest, DIMS));
+        assert_eq!(merged(&due).len(), MOST_MERGED);
+        // One that others have become; then all are trained on.
+        manifest.segments.truncate(1);
+        manifest.segments.push(segment(110_000, Some(7900)));
+        let due = Due::of(&manifest, DIMS, Fresh::NONE, Zeal::Tidy);
+        assert!(due.retrain && merged(&due) == [0, 1] && !due.is_short(&manifest, DIMS));
+        // Where rows are many that takes its time, too.
+        manifest.segments[1] = segment(300_000, Some(21_000));
+        manifest.segments.push(segment(1_000_000, Some(72_000)));
+        let due = Due::of(&manifest, DIMS, Fresh::NONE, Zeal::Tidy);
+        assert!(due.in_place && merged(&due) == [1, 2] && !due.is_short(&manifest, DIMS));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::background::{self, pace, pace::breathe};
 use super::crew::Crew;
-use super::due::{is_long, is_mostly_alive, is_untidy, Due, Zeal};
+use super::due::{is_long, is_mostly_alive, is_untidy, Due, Fresh, Zeal};
 use super::lock::JobLock;
 use super::merge::{merge, read_rows};
 use super::progress::Progress;
@@ -152,7 +152,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
 
     if from_log > 0 {
         memtable::seal(index, end.start());
-    } else if Due::of(&manifest, dims, 0, zeal).is_none() {
+    } else if Due::of(&manifest, dims, Fresh::NONE, zeal).is_none() {
         return Ok(flushed);
     }
     let crew = Crew::new();
@@ -160,7 +160,10 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let mut assigned = Assigned::default();
     let mut sorter = None;
     // Where it is trained anew, no row keeps its bucket.
-    let retrains = Due::of(&manifest, dims, flushed.rows, zeal).retrain;
+    let is_alive = is_mostly_alive(flushed.rows, from_log);
+    let may_stay = flushed.rows == 0 || (is_alive && store.in_memory().is_some());
+    let fresh = Fresh { rows: flushed.rows, may_stay };
+    let retrains = Due::of(&manifest, dims, fresh, zeal).retrain;
     if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0 && !retrains) {
         let opened = builder.sorter(stored)?;
         assigned = builder.sort(&opened, &mut store);
@@ -174,7 +177,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     }
     // By now it shows how fast rows come.
     zeal = zeal.beside(View::take(index)?.log_pages(), log_limit);
-    let Due { retrain, merged, in_place } = Due::of(&manifest, dims, flushed.rows, zeal);
+    let Due { retrain, merged, in_place } = Due::of(&manifest, dims, fresh, zeal);
 
     let mut log_blocks = end.passed.clone();
     log_blocks.push(end.block);
@@ -187,9 +190,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     flushed.merged_rows = old.iter().map(|segment| segment.live).sum();
 
     let mut on_log = None;
-    let is_alive = is_mostly_alive(flushed.rows, from_log);
-    let can_stay = flushed.rows == 0 || (is_alive && store.in_memory().is_some());
-    if in_place && !retrain && can_stay && (flushed.rows > 0 || !old.is_empty()) {
+    if in_place && !retrain && may_stay && (flushed.rows > 0 || !old.is_empty()) {
         on_log = stay_on_log(index, &view, &end, &seqs, &old, &mut space)?;
     }
     drop(seqs);
@@ -240,11 +241,12 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     flushed.segments = kept.len();
     flushed.buckets = new_router.as_ref().map_or(0, |router| router.buckets);
     let manifest = Manifest { router: new_router, segments: kept };
-    let left = Due::of(&manifest, dims, 0, Zeal::Tidy);
+    let left = Due::of(&manifest, dims, Fresh::NONE, Zeal::Tidy);
+    let is_short = left.is_short(&manifest, dims);
     commit(index, job, manifest, Some(end), space)?;
     background::flush_is_done(index, View::take(index)?.log_pages(), log_limit);
     if !left.is_none() {
-        background::tidy_later(index, left.in_place);
+        background::tidy_later(index, is_short);
     }
     Ok(flushed)
 }

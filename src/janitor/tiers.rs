@@ -52,22 +52,35 @@ pub fn due(segments: &[(u64, u64)], fresh: u64) -> Vec<bool> {
 /// many, and others, and the smallest whatever their size, where there are too many: a row is written a
 /// logarithmic number of times, and hardly ever many of them at once.
 pub fn overdue(segments: &[(u64, u64)], cheap: &[bool], rush: bool) -> Vec<bool> {
-    let mut by_size: Vec<usize> = (0..segments.len()).collect();
-    by_size.sort_by_key(|nth| segments[*nth].1);
-    let cheap: Vec<usize> = by_size.iter().copied().filter(|nth| cheap[*nth]).collect();
-    let mut chosen: &[usize] = &[];
     if !rush || segments.len() >= MANY {
-        chosen = first_alike(segments, &cheap);
-    }
-    if chosen.is_empty() && segments.len() >= TOO_MANY {
-        chosen = first_alike(segments, &by_size);
-        if chosen.is_empty() {
-            chosen = &by_size[..FEWEST_MERGED];
+        let joined = joined(segments, cheap);
+        if joined.contains(&true) {
+            return joined;
         }
     }
-    let mut merged = vec![false; segments.len()];
-    chosen.iter().for_each(|nth| merged[*nth] = true);
-    merged
+    if segments.len() < TOO_MANY {
+        return vec![false; segments.len()];
+    }
+    let mut by_size: Vec<usize> = (0..segments.len()).collect();
+    by_size.sort_by_key(|nth| segments[*nth].1);
+    match first_alike(segments, &by_size) {
+        [] => mask(segments.len(), &by_size[..FEWEST_MERGED]),
+        alike => mask(segments.len(), alike),
+    }
+}
+
+/// Of `cheap` segments the smallest that are a few of like size.
+pub fn joined(segments: &[(u64, u64)], cheap: &[bool]) -> Vec<bool> {
+    let mut by_size: Vec<usize> = (0..segments.len()).filter(|nth| cheap[*nth]).collect();
+    by_size.sort_by_key(|nth| segments[*nth].1);
+    mask(segments.len(), first_alike(segments, &by_size))
+}
+
+/// Which of so many are chosen.
+fn mask(count: usize, chosen: &[usize]) -> Vec<bool> {
+    let mut mask = vec![false; count];
+    chosen.iter().for_each(|nth| mask[*nth] = true);
+    mask
 }
 
 /// The first, and so smallest, of these that are enough of like size; none if there are not.

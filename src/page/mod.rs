@@ -44,6 +44,8 @@ pub use log::{
     append, kill_rows as kill_log_rows, read as read_log, read_from as read_log_from, Appended,
     Hint, LogEnd, LogStart,
 };
+#[cfg(test)]
+pub use logged::Run;
 pub use logged::{LogPages, Logged};
 pub use manifest::{Manifest, RouterRef};
 pub use meta::{create, log_pages_aside, publish, Flip, View};

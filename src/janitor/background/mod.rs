@@ -159,13 +159,14 @@ pub fn tidy_later(index: Index, is_short: bool) {
 
 /// A session that has not seen this manifest before finds segments that are not in order. After a
 /// restart, or while the janitor was off, nobody else may know.
+/// The launcher need not be there yet.
 pub fn untidy_seen(index: Index) {
     // SAFETY: a plain call on the process's own thread.
-    if is_on(index) && unsafe { !pg_sys::RecoveryInProgress() } {
-        let is_news = shared::with_board(|board| board.untidy_seen(key(index), now()));
-        if is_news == Some(true) {
-            shared::wake_launcher();
-        }
+    let is_ours = settings::is_on()
+        && persistence(index) != pg_sys::RELPERSISTENCE_TEMP
+        && unsafe { !pg_sys::RecoveryInProgress() };
+    if is_ours && shared::with_board(|board| board.untidy_seen(key(index), now())) == Some(true) {
+        shared::wake_launcher();
     }
 }
 

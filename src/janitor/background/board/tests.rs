@@ -106,7 +106,8 @@ fn short_jobs_do_not_wait_longer_for_long_ones_that_were_cut_short() {
     for nth in 1..5 {
         // A long one is cut short by a flush.
         now += QUIET << nth;
-        let ticket = worker(&mut board, now);
+        let (ticket, _) = board.seat(ALL, now).unwrap();
+        board.enter(ticket, 100);
         assert_eq!(board.next(ticket, ALL, now), Next::Job { relation: 10, work: FLUSH | TIDY });
         board.postpone(ticket, now, SECOND);
         assert_eq!(board.next(ticket, ALL, now), Next::Job { relation: 10, work: FLUSH });
