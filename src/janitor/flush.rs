@@ -159,10 +159,10 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     let builder = SegmentBuilder { index, metric, dims, crew: &crew, progress: Progress::Silent };
     let mut assigned = Assigned::default();
     let mut sorter = None;
-    // Where it is trained anew, no row keeps its bucket.
     let is_alive = is_mostly_alive(flushed.rows, from_log);
     let may_stay = flushed.rows == 0 || (is_alive && store.in_memory().is_some());
     let fresh = Fresh { rows: flushed.rows, may_stay };
+    // Where it is trained anew, no row keeps its bucket.
     let retrains = Due::of(&manifest, dims, fresh, zeal).retrain;
     if let Some(stored) = manifest.router.as_mut().filter(|_| store.len() > 0 && !retrains) {
         let opened = builder.sorter(stored)?;
