@@ -211,6 +211,32 @@ fn a_session_that_goes_on_appending_loses_nothing() -> Result<()> {
     require_quiet_log(&cluster.log())
 }
 
+fn rows(client: &mut Client) -> Result<i64> {
+    Ok(client.query_one("SELECT count(*) FROM t", &[])?.get(0))
+}
+
+/// Fails unless a cursor over all of so many rows, of which it has delivered some before `meanwhile`,
+/// delivers each once.
+fn cursor_survives(
+    reader: &mut Client,
+    near: &str,
+    rows: i64,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<()> {
+    reader.batch_execute(&format!(
+        "BEGIN; DECLARE c CURSOR FOR SELECT id FROM t ORDER BY e <-> '{near}'"
+    ))?;
+    let mut got = reader.query("FETCH 5 FROM c", &[])?;
+    meanwhile()?;
+    got.extend(reader.query("FETCH ALL FROM c", &[])?);
+    reader.batch_execute("COMMIT")?;
+    let mut ids: Vec<i32> = got.iter().map(|row| row.get(0)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ensure!(ids.len() as i64 == rows && got.len() as i64 == rows, "{} of {rows}", ids.len());
+    Ok(())
+}
+
 #[test]
 fn a_cursor_gets_every_row_once_whatever_its_pages_become() -> Result<()> {
     let cluster = start()?;
@@ -222,27 +248,20 @@ fn a_cursor_gets_every_row_once_whatever_its_pages_become() -> Result<()> {
     for round in 0..6 {
         let first = 3001 + round * 200;
         insert(&mut other, dims, first, first + 149)?;
-        let rows: i64 = other.query_one("SELECT count(*) FROM t", &[])?.get(0);
-        reader.batch_execute(&format!(
-            "BEGIN; DECLARE c CURSOR FOR SELECT id FROM t ORDER BY e <-> '{near}'"
-        ))?;
-        let mut got = reader.query("FETCH 5 FROM c", &[])?;
-        // The pages of its log become a segment's, and free, and one of them a copy of the log's
-        // last page, to which a row was added.
-        flush(&mut other)?;
-        if round % 3 > 0 {
-            other.batch_execute("VACUUM t")?;
-        }
-        for row in 0..=round % 2 {
-            insert(&mut other, dims, first + 150 + row, first + 150 + row)?;
+        cursor_survives(&mut reader, &near, rows(&mut other)?, || {
+            // The pages of its log become a segment's, and free, and one of them a copy of the log's
+            // last page, to which a row was added.
             flush(&mut other)?;
-        }
-        got.extend(reader.query("FETCH ALL FROM c", &[]).with_context(|| round.to_string())?);
-        reader.batch_execute("COMMIT")?;
-        let mut ids: Vec<i32> = got.iter().map(|row| row.get(0)).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ensure!(ids.len() as i64 == rows && got.len() as i64 == rows, "{} of {rows}", ids.len());
+            if round % 3 > 0 {
+                other.batch_execute("VACUUM t")?;
+            }
+            for row in 0..=round % 2 {
+                insert(&mut other, dims, first + 150 + row, first + 150 + row)?;
+                flush(&mut other)?;
+            }
+            Ok(())
+        })
+        .with_context(|| round.to_string())?;
     }
     require_quiet_log(&cluster.log())
 }

@@ -141,18 +141,11 @@ fn a_cursor_gets_every_row_once_whatever_becomes_of_its_segments() -> Result<()>
     reader.batch_execute("SET enable_seqscan = off; SET enable_sort = off")?;
     let mut next = 2001;
     for round in 0..4 {
-        let rows: i64 = other.query_one("SELECT count(*) FROM t", &[])?.get(0);
-        reader.batch_execute(&format!(
-            "BEGIN; DECLARE c CURSOR FOR SELECT id FROM t ORDER BY e <-> '{near}'"
-        ))?;
-        let mut got = reader.query("FETCH 5 FROM c", &[])?;
-        next = until_merged(&mut other, 70, next)?;
-        got.extend(reader.query("FETCH ALL FROM c", &[]).with_context(|| round.to_string())?);
-        reader.batch_execute("COMMIT")?;
-        let mut ids: Vec<i32> = got.iter().map(|row| row.get(0)).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        ensure!(ids.len() as i64 == rows && got.len() as i64 == rows, "{} of {rows}", ids.len());
+        cursor_survives(&mut reader, &near, rows(&mut other)?, || {
+            next = until_merged(&mut other, 70, next)?;
+            Ok(())
+        })
+        .with_context(|| round.to_string())?;
     }
     require_quiet_log(&cluster.log())
 }
