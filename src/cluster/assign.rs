@@ -14,9 +14,10 @@ use std::sync::OnceLock;
 
 use rayon::prelude::*;
 
+use super::best::{Best, Nearest};
 use super::coded::{self, CodedCentroids, CodedWorkspace};
 use super::{check, evenly, get_or_try_init, Stopped};
-use crate::simd::{kernels, Kernels, Tile, TilePanels, TILE_COLS, TILE_ROWS};
+use crate::simd::{kernels, Kernels, Tile, TILE_COLS, TILE_ROWS};
 
 /// Bytes of packed rows that one task works on: a good part of a core's second-level cache.
 const BLOCK_BYTES: usize = 256 << 10;
@@ -29,8 +30,6 @@ const CODED_TILES: usize = 8;
 
 /// Components that are multiplied in one go, so that a panel's part stays in the nearest cache.
 const DEPTH: usize = 256;
-
-pub(super) const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
 
 /// Centroids packed for the search.
 pub struct PackedCentroids {
@@ -204,10 +203,11 @@ impl PackedCentroids {
         rows.par_chunks(ROWS * self.dim).zip(out.par_chunks_mut(ROWS)).try_for_each_init(
             CodedWorkspace::default,
             |workspace, (rows, out)| {
-                workspace.pack(rows.chunks_exact(self.dim), &self.shift, coded);
-                workspace.search(self, coded, 0..self.panels(), stop)?;
+                workspace.block.code(rows.chunks_exact(self.dim), &self.shift, coded);
+                workspace.search(self, coded, stop)?;
                 for (i, out) in out.iter_mut().enumerate().take(rows.len() / self.dim) {
-                    *out = workspace.found(self, coded, i, |place| place);
+                    let best = &workspace.best;
+                    *out = workspace.block.found(self, coded, i, best, |place| place);
                 }
                 Ok(())
             },
@@ -228,24 +228,10 @@ impl PackedCentroids {
                 workspace.pack(rows.chunks_exact(self.dim), &self.shift);
                 workspace.search(self, 0..self.panels(), stop)?;
                 for (i, out) in out.iter_mut().enumerate() {
-                    *out = workspace.found(i, |place| place);
+                    *out = workspace.best.nearest(i, |place| place);
                 }
                 Ok(())
             })
-    }
-}
-
-/// What is kept of a search for the nearest centroid of a row.
-pub trait Nearest: Copy + Default + Send {
-    /// From the place of the nearest, and the least score of each column with its panel. `number` is
-    /// that of the centroid at a place.
-    fn of(place: u32, scores: &[f32], panels: &[u32], number: impl Fn(u32) -> u32) -> Self;
-}
-
-/// The number of the nearest.
-impl Nearest for u32 {
-    fn of(place: u32, _: &[f32], _: &[u32], number: impl Fn(u32) -> u32) -> u32 {
-        number(place)
     }
 }
 
@@ -283,8 +269,8 @@ pub(super) struct Workspace {
     /// Tiles of rows, each `dim` times the same component of `TILE_ROWS` rows.
     packed: Vec<f32>,
     products: Vec<Tile>,
-    best: Vec<Tile>,
-    best_panel: Vec<TilePanels>,
+    /// What was found for the rows.
+    pub(super) best: Best,
 }
 
 impl Workspace {
@@ -294,8 +280,8 @@ impl Workspace {
         rows: impl ExactSizeIterator<Item = &'a [f32]>,
         shift: &[f32],
     ) {
-        let dim = shift.len();
-        let tiles = rows.len().div_ceil(TILE_ROWS);
+        let (dim, count) = (shift.len(), rows.len());
+        let tiles = count.div_ceil(TILE_ROWS);
         self.packed.clear();
         self.packed.resize(tiles * dim * TILE_ROWS, 0.0);
         for (i, row) in rows.enumerate() {
@@ -305,11 +291,8 @@ impl Workspace {
                 step[i % TILE_ROWS] = x - shift;
             }
         }
-        self.products.resize(tiles, [0.0; TILE_LEN]);
-        self.best.clear();
-        self.best.resize(tiles, [f32::INFINITY; TILE_LEN]);
-        self.best_panel.clear();
-        self.best_panel.resize(tiles, [0; TILE_LEN]);
+        self.products.resize(tiles, [0.0; TILE_ROWS * TILE_COLS]);
+        self.best.clear(count);
     }
 
     /// Looks for nearer centroids in the panels of that range.
@@ -323,20 +306,11 @@ impl Workspace {
         for panel in panels {
             check(stop)?;
             self.multiply(k, centroids, panel);
-            let tiles = self.products.iter().zip(&mut self.best).zip(&mut self.best_panel);
-            for ((products, best), best_panel) in tiles {
+            for (products, (best, best_panel)) in self.products.iter().zip(self.best.tiles_mut()) {
                 (k.tile_nearest)(products, &centroids.norms[panel], panel as u32, best, best_panel);
             }
         }
         Ok(())
-    }
-
-    /// What was found for the i-th packed row; `number` is that of the centroid at a place.
-    pub(super) fn found<T: Nearest>(&self, i: usize, number: impl Fn(u32) -> u32) -> T {
-        let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
-        let scores = &self.best[tile][row..row + TILE_COLS];
-        let panels = &self.best_panel[tile][row..row + TILE_COLS];
-        T::of(least(scores, panels), scores, panels, number)
     }
 
     /// For each of the first `rows` packed rows in turn calls `each` with the scores of a panel's
@@ -372,7 +346,7 @@ impl Workspace {
     fn multiply(&mut self, k: &Kernels, centroids: &PackedCentroids, panel: usize) {
         let dim = centroids.dim;
         let cols = centroids.panel(panel);
-        self.products.fill([0.0; TILE_LEN]);
+        self.products.fill([0.0; TILE_ROWS * TILE_COLS]);
         for from in (0..dim).step_by(DEPTH) {
             let to = dim.min(from + DEPTH);
             let cols = &cols[from * TILE_COLS..to * TILE_COLS];
@@ -382,18 +356,6 @@ impl Workspace {
             }
         }
     }
-}
-
-/// The centroid of the least score among a row's columns; of equal scores the lowest number.
-pub(super) fn least(scores: &[f32], panels: &[u32]) -> u32 {
-    let (mut best, mut number) = (f32::INFINITY, 0);
-    for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
-        let candidate = panel * TILE_COLS as u32 + col as u32;
-        if score < best || (score == best && candidate < number) {
-            (best, number) = (score, candidate);
-        }
-    }
-    number
 }
 
 #[cfg(test)]

@@ -5,10 +5,10 @@
 //! near to the least as rounding can be to blame for are compared once more as they are. Where
 //! centroids lie too close together for that, which a sample of the rows tells, nothing is coded.
 
-use std::ops::Range;
 use std::sync::atomic::AtomicBool;
 
-use super::assign::{least, Nearest, PackedCentroids, TILE_LEN};
+use super::assign::PackedCentroids;
+use super::best::{least, Best, Nearest};
 use super::{check, Stopped};
 use crate::simd::{
     kernels, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
@@ -106,43 +106,43 @@ impl CodedCentroids {
         }
     }
 
+    /// Groups of components that have a code together.
+    fn groups(&self) -> usize {
+        self.dim.div_ceil(CODE_GROUP)
+    }
+
     fn row(&self, place: u32) -> &[f32] {
         &self.rows[place as usize * self.dim..][..self.dim]
     }
 }
 
-/// What one thread needs for a block of rows.
+/// Rows and their codes.
 #[derive(Default)]
-pub(super) struct CodedWorkspace {
+pub(super) struct CodedBlock {
     /// The shifted rows, row-major.
     rows: Vec<f32>,
-    /// Tiles as [`CodedRows`] wants them.
-    codes: Vec<u8>,
-    scales: Vec<[f32; TILE_ROWS]>,
+    /// Row-major, in whole groups.
+    codes: Vec<[u8; CODE_GROUP]>,
+    scales: Vec<f32>,
     /// What the scores of a row may be off by.
     margins: Vec<f32>,
-    best: Vec<Tile>,
-    best_panel: Vec<TilePanels>,
 }
 
-impl CodedWorkspace {
+impl CodedBlock {
     /// Codes the rows, and forgets earlier ones.
-    pub fn pack<'a>(
+    pub fn code<'a>(
         &mut self,
         rows: impl ExactSizeIterator<Item = &'a [f32]>,
         shift: &[f32],
         coded: &CodedCentroids,
     ) {
-        let dim = coded.dim;
-        let tiles = rows.len().div_ceil(TILE_ROWS);
-        let tile_codes = dim.div_ceil(CODE_GROUP) * TILE_ROWS * CODE_GROUP;
+        let groups = coded.groups();
         self.rows.clear();
+        self.scales.clear();
         self.margins.clear();
         self.codes.clear();
-        self.codes.resize(tiles * tile_codes, ZERO);
-        self.scales.clear();
-        self.scales.resize(tiles, [0.0; TILE_ROWS]);
-        for (i, row) in rows.enumerate() {
+        self.codes.resize(rows.len() * groups, [ZERO; CODE_GROUP]);
+        for (row, codes) in rows.zip(self.codes.chunks_exact_mut(groups)) {
             let start = self.rows.len();
             self.rows.extend(row.iter().zip(shift).map(|(x, shift)| x - shift));
             let shifted = &self.rows[start..];
@@ -151,65 +151,32 @@ impl CodedWorkspace {
             let step = if widest.is_finite() { widest / ROW_CODES } else { 0.0 };
             let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
             let length = (kernels().inner_product)(shifted, shifted).sqrt();
-            let tile = &mut self.codes[i / TILE_ROWS * tile_codes..][..tile_codes];
-            let (groups, _) = tile.as_chunks_mut::<{ TILE_ROWS * CODE_GROUP }>();
-            let place = i % TILE_ROWS * CODE_GROUP;
-            for (group, values) in groups.iter_mut().zip(shifted.chunks(CODE_GROUP)) {
-                for (code, x) in group[place..].iter_mut().zip(values) {
-                    *code = (x * inverse + (f32::from(ZERO) + 0.5)) as u8;
-                }
+            for (code, x) in codes.as_flattened_mut().iter_mut().zip(shifted) {
+                *code = (x * inverse + (f32::from(ZERO) + 0.5)) as u8;
             }
-            self.scales[i / TILE_ROWS][i % TILE_ROWS] = 2.0 * step * coded.step;
+            self.scales.push(2.0 * step * coded.step);
             // A component is off by a twelfth of a squared step in the mean, and counts as much as
             // the other side's is long.
             let of_row = step * step * coded.length * coded.length;
             let of_centroid = coded.step * coded.step * length * length;
             self.margins.push(DEVIATIONS * 2.0 * ((of_row + of_centroid) / 12.0).sqrt());
         }
-        self.best.clear();
-        self.best.resize(tiles, [f32::INFINITY; TILE_LEN]);
-        self.best_panel.clear();
-        self.best_panel.resize(tiles, [0; TILE_LEN]);
     }
 
-    /// Looks for nearer centroids in the panels of that range.
-    pub fn search(
-        &mut self,
-        packed: &PackedCentroids,
-        coded: &CodedCentroids,
-        panels: Range<usize>,
-        stop: &AtomicBool,
-    ) -> Result<(), Stopped> {
-        let k = kernels();
-        let tile_codes = self.codes.len() / self.scales.len().max(1);
-        for panel in panels {
-            check(stop)?;
-            let cols = coded.panel(packed, panel);
-            let found = self.best.iter_mut().zip(&mut self.best_panel);
-            for ((tile, scales), (best, best_panel)) in self.scales.iter().enumerate().zip(found) {
-                let codes = &self.codes[tile * tile_codes..][..tile_codes];
-                let rows = CodedRows { codes, scales };
-                (k.tile_nearest_coded)(rows, cols, panel as u32, best, best_panel);
-            }
-        }
-        Ok(())
-    }
-
-    /// What was found for the i-th packed row; `number` is that of the centroid at a place. But for
-    /// the nearest, scores are those of the codes.
+    /// What was found for a row; `number` is that of the centroid at a place. But for the nearest,
+    /// scores are those of the codes.
     pub fn found<T: Nearest>(
         &self,
         packed: &PackedCentroids,
         coded: &CodedCentroids,
-        i: usize,
+        row: usize,
+        best: &Best,
         number: impl Fn(u32) -> u32,
     ) -> T {
-        let (tile, row) = (i / TILE_ROWS, i % TILE_ROWS * TILE_COLS);
-        let of_codes = &self.best[tile][row..row + TILE_COLS];
+        let (of_codes, panels) = best.of(row);
         let mut scores: [f32; TILE_COLS] = std::array::from_fn(|col| of_codes[col]);
-        let panels = &self.best_panel[tile][row..row + TILE_COLS];
-        let high = scores.iter().copied().fold(f32::INFINITY, f32::min) + self.margins[i];
-        let shifted = &self.rows[i * coded.dim..][..coded.dim];
+        let high = scores.iter().copied().fold(f32::INFINITY, f32::min) + self.margins[row];
+        let shifted = &self.rows[row * coded.dim..][..coded.dim];
         for (col, (score, panel)) in scores.iter_mut().zip(panels).enumerate() {
             *score = if *score <= high {
                 let place = panel * TILE_COLS as u32 + col as u32;
@@ -220,6 +187,79 @@ impl CodedWorkspace {
             };
         }
         T::of(least(&scores, panels), of_codes, panels, number)
+    }
+}
+
+/// The codes of a few rows as [`CodedRows`] wants them.
+#[derive(Default)]
+pub(super) struct CodedTile {
+    codes: Vec<[u8; CODE_GROUP]>,
+    scales: [f32; TILE_ROWS],
+}
+
+impl CodedTile {
+    /// Copies those of some rows of a block, `TILE_ROWS` at most.
+    pub fn fill(
+        &mut self,
+        block: &CodedBlock,
+        coded: &CodedCentroids,
+        rows: impl Iterator<Item = usize>,
+    ) {
+        let groups = coded.groups();
+        self.codes.resize(groups * TILE_ROWS, [ZERO; CODE_GROUP]);
+        let (steps, _) = self.codes.as_chunks_mut::<TILE_ROWS>();
+        for (row, (place, scale)) in rows.zip(self.scales.iter_mut().enumerate()) {
+            *scale = block.scales[row];
+            let codes = &block.codes[row * groups..][..groups];
+            steps.iter_mut().zip(codes).for_each(|(step, code)| step[place] = *code);
+        }
+    }
+
+    /// Looks for nearer centroids in a panel.
+    pub fn search(
+        &self,
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        panel: usize,
+        (best, best_panel): (&mut Tile, &mut TilePanels),
+    ) {
+        let rows = CodedRows { codes: self.codes.as_flattened(), scales: &self.scales };
+        let cols = coded.panel(packed, panel);
+        (kernels().tile_nearest_coded)(rows, cols, panel as u32, best, best_panel);
+    }
+}
+
+/// What one thread needs for a block of rows that look at all centroids.
+#[derive(Default)]
+pub(super) struct CodedWorkspace {
+    /// The rows.
+    pub block: CodedBlock,
+    tiles: Vec<CodedTile>,
+    /// What was found for them.
+    pub best: Best,
+}
+
+impl CodedWorkspace {
+    /// Looks for the nearest of all centroids for each row of the block.
+    pub fn search(
+        &mut self,
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
+        let rows = self.block.scales.len();
+        self.tiles.resize_with(rows.div_ceil(TILE_ROWS), CodedTile::default);
+        for (tile, first) in self.tiles.iter_mut().zip((0..rows).step_by(TILE_ROWS)) {
+            tile.fill(&self.block, coded, first..rows.min(first + TILE_ROWS));
+        }
+        self.best.clear(rows);
+        for panel in 0..packed.panels() {
+            check(stop)?;
+            for (tile, best) in self.tiles.iter().zip(self.best.tiles_mut()) {
+                tile.search(packed, coded, panel, best);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -253,13 +253,13 @@ fn draw(weights: &[f32], rng: &mut StdRng) -> Option<usize> {
 }
 
 /// The rows of each cluster.
-pub(super) struct Members {
+struct Members {
     rows: Vec<u32>,
     ends: Vec<usize>,
 }
 
 impl Members {
-    pub(super) fn new(nearest: &[u32], clusters: usize) -> Members {
+    fn new(nearest: &[u32], clusters: usize) -> Members {
         let mut ends = vec![0; clusters];
         for &cluster in nearest {
             ends[cluster as usize] += 1;
@@ -284,13 +284,8 @@ impl Members {
         start..self.ends[cluster]
     }
 
-    pub(super) fn of(&self, cluster: usize) -> &[u32] {
+    fn of(&self, cluster: usize) -> &[u32] {
         &self.rows[self.range(cluster)]
-    }
-
-    /// All rows, cluster by cluster.
-    pub(super) fn into_rows(self) -> Vec<u32> {
-        self.rows
     }
 }
 

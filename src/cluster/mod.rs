@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
 pub mod assign;
+mod best;
 mod coded;
 mod coding;
 mod groups;

@@ -6,7 +6,7 @@
 //! query that is misled by r is then not misled by r' as well. It minimises
 //! `|r'|^2 + lambda * <r', r / |r|>^2`.
 
-use super::assign::Nearest;
+use super::best::Nearest;
 use super::{check, Stopped};
 use crate::simd::{kernels, TILE_COLS};
 use rayon::prelude::*;
