@@ -4,7 +4,7 @@
 //!
 //! | layer | what it knows |
 //! |---|---|
-//! | `allocator`, [`courtesy`] | where large blocks of memory come from; how long a thread's turn is |
+//! | [`allocator`], [`courtesy`] | where large blocks of memory come from; how long a thread's turn is |
 //! | [`metric`], [`simd`] | the four distances; their kernels, one dispatch table chosen at load |
 //! | [`quant`] | projection, rotation, short codes and int8 codes of residuals, and the bounds of their error |
 //! | [`cluster`] | k-means, the router over its centroids, second buckets, groups of centroids |
@@ -22,7 +22,7 @@
 
 #![warn(missing_docs)]
 
-mod allocator;
+pub mod allocator;
 pub mod arena;
 pub mod cluster;
 pub mod courtesy;

@@ -136,6 +136,7 @@ fn try_flush(index: Index, job: &JobLock, mut zeal: Zeal) -> Read<Flushed> {
     zeal = zeal.beside(log_pages, log_limit);
 
     let mut store = RowStore::new(dims, job_memory());
+    store.reserve((log_pages as usize).saturating_mul(pg_sys::BLCKSZ as usize));
     // Of each row, counted from the log's head.
     let mut seqs: Vec<u32> = Vec::new();
     let end = read_log(index, &view, |seq, tid, vector| {

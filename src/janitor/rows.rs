@@ -59,6 +59,11 @@ impl RowStore {
         }
     }
 
+    /// Makes room for so many bytes of vectors at once, as far as they may be in memory.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.vectors.reserve_exact(bytes.min(self.budget) / size_of::<f32>());
+    }
+
     /// Appends a row.
     pub fn push(&mut self, tid: Tid, vector: &[f32]) {
         courtesy::give_way();

@@ -2,6 +2,7 @@
 
 use super::board::{Next, Ticket, ARENAS, FLUSH, TIDY};
 use super::{handlers, kinds, now, pace, reload_settings, settings, shared};
+use crate::allocator;
 use crate::janitor::{
     flush, rebuild_missing, sweep_database, sweep_if_idle, tidy, Flushed, JobLock,
 };
@@ -69,6 +70,7 @@ pub extern "C-unwind" fn drift_janitor_worker(argument: pg_sys::Datum) {
 /// megabytes, and to have the system clear it anew each time takes longer than to sort its rows. It
 /// all goes when the worker leaves.
 fn keep_memory() {
+    allocator::keep();
     // SAFETY: plain calls on the process's only thread; a refused one changes nothing.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
