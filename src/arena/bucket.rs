@@ -7,7 +7,7 @@ use crate::courtesy;
 use crate::metric::Metric;
 use crate::quant::sign::{self, Coding};
 use crate::quant::{self, Factors, Rotation};
-use crate::simd::{kernels, SignRows, SIGN_BLOCK};
+use crate::simd::{kernels, prefetch, SignRows, SIGN_BLOCK};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::AtomicBool;
@@ -22,6 +22,9 @@ pub struct SignCodes<'a> {
     /// Where the spilled rows' int8 codes are.
     pub spilled: &'a [SpilledRow],
 }
+
+/// Rows whose leads the processor is asked for ahead of their turn: they are scattered.
+const ROWS_AHEAD: usize = 4;
 
 /// The codes of one bucket, ready to be written.
 #[derive(Clone, Debug, Default)]
@@ -66,6 +69,15 @@ impl<'l> Leads<'l> {
         let nth = self.order[row as usize] as usize;
         let lead = &self.components[nth * width..][..width];
         Row { vector, lead, square: Some(self.squares[nth]) }
+    }
+
+    /// Asks the processor for what [`Leads::row`] reads, if there is such a row.
+    fn prefetch(&self, row: u64, width: usize) {
+        if let Some(nth) = self.order.get(row as usize) {
+            let nth = *nth as usize;
+            prefetch(bytemuck::cast_slice(&self.components[nth * width..][..width]));
+            prefetch(bytemuck::bytes_of(&self.squares[nth]));
+        }
     }
 }
 
@@ -211,7 +223,10 @@ pub fn encode_run(
     // has its lead there.
     let of_own = leads.filter(|_| projection.is_learned());
     let own = |nth: usize, row: u64| match of_own {
-        Some(leads) => leads.row(row, width, vector(nth)),
+        Some(leads) => {
+            leads.prefetch(row + ROWS_AHEAD as u64, width);
+            leads.row(row, width, vector(nth))
+        }
         None => unknown(nth),
     };
     let spilled = |nth: usize, row: u64| match leads {
@@ -229,10 +244,14 @@ pub fn encode_run(
                 let row = plan.first_row(entry);
                 let rows =
                     (0..shape.rows).map(|nth| own(first + nth as usize, row + u64::from(nth)));
+                let all = plan.spilled(entry);
                 let of = |(nth, of): (usize, &SpilledRow)| {
+                    if let Some((leads, later)) = leads.zip(all.get(nth + ROWS_AHEAD)) {
+                        leads.prefetch(plan.row(*later), width);
+                    }
                     (*of, spilled(first_spilled + nth, plan.row(*of)))
                 };
-                let spilled = plan.spilled(entry).iter().enumerate().map(of);
+                let spilled = all.iter().enumerate().map(of);
                 encoder.bucket(shape.bucket, rows, spilled)
             },
         )

@@ -43,19 +43,38 @@ impl Default for Near {
 /// columns as others are wanted.
 impl Nearest for Near {
     fn of(place: u32, scores: &[f32], panels: &[u32], number: impl Fn(u32) -> u32) -> Near {
-        let mut kept = [(f32::INFINITY, NO_BUCKET); CANDIDATES];
-        for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
-            let other = panel * TILE_COLS as u32 + col as u32;
-            // What is not a number is not less.
-            if score < kept[CANDIDATES - 1].0 && other != place {
-                let after = kept.partition_point(|near| near.0 <= score);
-                kept.copy_within(after..CANDIDATES - 1, after + 1);
-                kept[after] = (score, other);
+        let place_of = |col: usize| panels[col] * TILE_COLS as u32 + col as u32;
+        let mut keys = [i32::MAX; TILE_COLS];
+        for (col, (key, score)) in keys.iter_mut().zip(scores).enumerate() {
+            // What is not a number is not near.
+            if *score < f32::INFINITY && place_of(col) != place {
+                *key = ordered(*score) & !COLUMN | col as i32;
             }
         }
-        let others = kept.map(|(_, place)| if place == NO_BUCKET { place } else { number(place) });
+        // Counted without branches: which of the keys are low is not to be foreseen.
+        let mut ranks = [0i32; TILE_COLS];
+        for other in keys {
+            for (rank, key) in ranks.iter_mut().zip(&keys) {
+                *rank += i32::from(other < *key);
+            }
+        }
+        let mut others = [NO_BUCKET; CANDIDATES];
+        for (col, (rank, key)) in ranks.iter().zip(keys).enumerate() {
+            if let Some(other) = others.get_mut(*rank as usize).filter(|_| key != i32::MAX) {
+                *other = number(place_of(col));
+            }
+        }
         Near { first: number(place), others }
     }
+}
+
+/// The bits of a score's key that tell its column, so that no two are equal.
+const COLUMN: i32 = TILE_COLS as i32 - 1;
+
+/// A number that is greater where the score is.
+fn ordered(score: f32) -> i32 {
+    let bits = score.to_bits() as i32;
+    bits ^ ((bits >> 31) as u32 >> 1) as i32
 }
 
 /// Writes the second bucket of each row to `out`; [`NO_BUCKET`] where there is only one. `near` has

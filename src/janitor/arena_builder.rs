@@ -13,6 +13,7 @@ use crate::courtesy;
 use crate::metric::Metric;
 use crate::page::{BucketShape, Identity, Index, Read, RowMap, Segment, VectorReader};
 use crate::quant::{self, sign};
+use crate::simd::prefetch;
 use rayon::prelude::*;
 use std::mem::size_of;
 use std::ops::Range;
@@ -55,15 +56,28 @@ pub struct RowsInMemory<'r> {
     pub leads: Option<Leads<'r>>,
 }
 
+/// Rows of scattered vectors that the processor is asked for ahead of their turn.
+const ROWS_AHEAD: usize = 4;
+
+impl RowsInMemory<'_> {
+    fn vector(&self, nth: u32) -> &[f32] {
+        &self.vectors[nth as usize * self.dims..][..self.dims]
+    }
+}
+
 impl VectorSource for RowsInMemory<'_> {
     fn block(&mut self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
-        (first..first + count as u64).try_for_each(|row| self.row(row, out))
+        (first..first + count as u64).try_for_each(|row| {
+            if let Some(later) = self.order.get(row as usize + ROWS_AHEAD) {
+                prefetch(bytemuck::cast_slice(self.vector(*later)));
+            }
+            self.row(row, out)
+        })
     }
 
     fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()> {
         courtesy::give_way();
-        let at = self.order[row as usize] as usize * self.dims;
-        out.extend_from_slice(&self.vectors[at..at + self.dims]);
+        out.extend_from_slice(self.vector(self.order[row as usize]));
         Ok(())
     }
 
