@@ -10,6 +10,7 @@ use std::sync::atomic::AtomicBool;
 use super::assign::PackedCentroids;
 use super::best::{least, Best, Nearest};
 use super::{check, Stopped};
+use crate::courtesy;
 use crate::simd::{
     kernels, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
 };
@@ -143,6 +144,7 @@ impl CodedBlock {
         self.codes.clear();
         self.codes.resize(rows.len() * groups, [ZERO; CODE_GROUP]);
         for (row, codes) in rows.zip(self.codes.chunks_exact_mut(groups)) {
+            courtesy::give_way();
             let start = self.rows.len();
             self.rows.extend(row.iter().zip(shift).map(|(x, shift)| x - shift));
             let shifted = &self.rows[start..];

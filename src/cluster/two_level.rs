@@ -16,6 +16,7 @@ use super::best::{Best, Nearest};
 use super::coded::{CodedBlock, CodedTile};
 use super::groups::Groups;
 use super::{check, evenly, Stopped};
+use crate::courtesy;
 use crate::simd::{kernels, TILE_COLS, TILE_ROWS};
 
 /// Centroids below which the exact search is as fast.
@@ -109,6 +110,7 @@ impl GroupedCentroids {
                     Ok(())
                 })?;
                 for (row, out) in out.iter_mut().enumerate() {
+                    courtesy::give_way();
                     *out = best.nearest(row, number);
                 }
                 return Ok(());
@@ -122,6 +124,7 @@ impl GroupedCentroids {
                 Ok(())
             })?;
             for (row, out) in out.iter_mut().enumerate().take(rows.len() / dim) {
+                courtesy::give_way();
                 *out = block.found(members, coded, row, best, number);
             }
             Ok(())
@@ -141,8 +144,8 @@ impl GroupedCentroids {
         let mut found = Best::default();
         found.clear(TILE_ROWS);
         for (wanting, panels) in choice.wanting.iter().zip(self.first_panel.windows(2)) {
-            check(stop)?;
             for rows in wanting.chunks(TILE_ROWS) {
+                check(stop)?;
                 let places = || rows.iter().map(|row| *row as usize).enumerate();
                 places().for_each(|(place, row)| found.copy(place, best, row));
                 look(rows, panels[0]..panels[1], &mut found)?;
@@ -224,6 +227,7 @@ impl Choice {
         wanting.iter_mut().for_each(Vec::clear);
         let mut numbers = 0..;
         for rows in rows.chunks(SCORED_ROWS * grouped.groups.dim()) {
+            courtesy::give_way();
             for (scores, row) in scores.of(&grouped.groups, rows).zip(&mut numbers) {
                 near.clear();
                 (kernels().up_to)(scores, least_of(scores) + margin, near);

@@ -2,6 +2,7 @@
 
 use super::rows::RowStore;
 use crate::arena::Leads;
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::quant::Projection;
 use rayon::prelude::*;
@@ -56,6 +57,7 @@ impl KnownLeads {
             .zip(leads.zip(squares))
             .with_min_len(TASK)
             .for_each(|((stored, (row, point)), (lead_of, square_of))| {
+                courtesy::give_way();
                 lead_of.copy_from_slice(&point[..lead]);
                 *square_of = Leads::square(metric, stored, row);
             });

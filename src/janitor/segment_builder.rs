@@ -11,6 +11,7 @@ use super::rows::RowStore;
 use super::segment_writer::{Body, BucketShapes, SegmentWriter};
 use crate::arena::{Arena, RoutingArena};
 use crate::cluster::{Router, Stopped, Trained};
+use crate::courtesy;
 use crate::metric::Metric;
 use crate::page::{Column, ColumnWriter, Index, Kind, LogPages, Read, RouterRef, Segment, Space};
 use crate::quant::{self, sign};
@@ -180,6 +181,7 @@ impl SegmentBuilder<'_> {
                     .par_chunks(dims)
                     .zip(&found)
                     .map(|(row, bucket)| {
+                        courtesy::give_way();
                         (kernels().l2_squared)(row, router.centroid(*bucket as usize))
                     })
                     .collect();
