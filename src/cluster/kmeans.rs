@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use rayon::prelude::*;
 
 use super::assign::PackedCentroids;
-use super::{check, Stopped};
+use super::{check, two_level, Stopped};
 use crate::simd::kernels;
 
 /// How many clusters are trained in one level.
@@ -303,9 +303,8 @@ fn lloyd(
     let mut nearest = vec![0; samples.len() / dim];
     let mut before = f64::INFINITY;
     for _ in 0..iterations {
-        let packed = PackedCentroids::new(centroids, dim, stop)?;
-        packed.nearest(samples, &mut nearest, stop)?;
-        let members = Members::new(&nearest, packed.len());
+        two_level::nearest(samples, dim, centroids, &mut nearest, stop)?;
+        let members = Members::new(&nearest, centroids.len() / dim);
         let inertia: Vec<f64> = centroids
             .par_chunks_exact_mut(dim)
             .enumerate()

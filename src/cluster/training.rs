@@ -1,11 +1,10 @@
 //! What a router is made of: centroids, and the space they are looked for in.
 
-use super::assign::PackedCentroids;
 use super::coding::{choose, Sample};
 use super::kmeans::{self, Params};
 use super::principal::principal;
 use super::subspace::{products, VectorSpace};
-use super::{check, evenly, Stopped};
+use super::{check, evenly, two_level, Stopped};
 use crate::metric::Metric;
 use crate::quant::{self, sign, Projection};
 use std::sync::atomic::AtomicBool;
@@ -56,10 +55,10 @@ pub fn train(
     };
     let projected = found.project(samples, stop)?;
     let trained = kmeans::train(&projected, found.count, params, stop)?;
-    let packed = PackedCentroids::new(&trained, found.count, stop)?;
     let mut cluster_of = vec![0; rows];
-    packed.nearest(&projected, &mut cluster_of, stop)?;
-    let mut centroids = means(samples, dim, &cluster_of, packed.len(), stop)?;
+    two_level::nearest(&projected, found.count, &trained, &mut cluster_of, stop)?;
+    let clusters = trained.len() / found.count;
+    let mut centroids = means(samples, dim, &cluster_of, clusters, stop)?;
     found.lift(&trained, &cluster_of, &mut centroids);
     if params.spherical {
         quant::normalize_rows(dim, &mut centroids);

@@ -43,6 +43,29 @@ const TASK_ROWS: usize = 1024;
 /// Rows that are compared with the groups at a time.
 const SCORED_ROWS: usize = 8 * TILE_ROWS;
 
+/// Writes the number of the nearest of `centroids` to each row to `out`, of nearly every row where
+/// two levels are faster; see [`PackedCentroids::nearest`].
+///
+/// # Errors
+/// [`Stopped`] when the flag went up.
+pub(super) fn nearest(
+    rows: &[f32],
+    dim: usize,
+    centroids: &[f32],
+    out: &mut [u32],
+    stop: &AtomicBool,
+) -> Result<(), Stopped> {
+    let packed = PackedCentroids::new(centroids, dim, stop)?;
+    if packed.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
+        let groups = Groups::new(centroids, dim, stop)?;
+        let grouped = GroupedCentroids::new(centroids, dim, &groups, stop)?;
+        if grouped.nearest(rows, &packed, out, stop)? {
+            return Ok(());
+        }
+    }
+    packed.nearest(rows, out, stop)
+}
+
 /// Centroids in groups.
 pub(super) struct GroupedCentroids {
     groups: PackedCentroids,
