@@ -18,6 +18,13 @@ pub fn keep() {
     kept().turn_on();
 }
 
+/// See [`super::end_job`].
+pub fn end_job() {
+    let mut kept = kept();
+    kept.end_period();
+    give_up_excess(&mut kept, 0);
+}
+
 /// A block at a multiple of the page's size; null if there is no memory.
 pub fn take(size: usize) -> *mut u8 {
     take_either(size, false)
@@ -30,23 +37,70 @@ pub fn take_zeroed(size: usize) -> *mut u8 {
 
 fn take_either(size: usize, zeroed: bool) -> *mut u8 {
     let Some(len) = rounded(size) else { return null_mut() };
-    let known = kept().take(len);
-    if let Some(block) = known {
-        let block = block.start as *mut u8;
+    if let Some(block) = take_kept(len) {
         if zeroed {
             // SAFETY: the block has as many bytes, and is the caller's from now on.
             unsafe { block.write_bytes(0, size) };
         }
         return block;
     }
-    // Fresh from the system it is zero.
-    let block = map(len, libc::PROT_READ | libc::PROT_WRITE);
+    from_system(len, || {
+        // It is zero.
+        let block = map(len, libc::PROT_READ | libc::PROT_WRITE);
+        if !block.is_null() {
+            // SAFETY: advice on a new mapping.
+            unsafe { libc::madvise(block.cast(), len, libc::MADV_HUGEPAGE) };
+        }
+        block
+    })
+}
+
+/// A kept block, which may have been anybody's.
+fn take_kept(len: usize) -> Option<*mut u8> {
+    let mut kept = kept();
+    let (block, rest) = kept.take(len)?;
+    if rest.len > 0 && !kept.keep(rest) {
+        // SAFETY: it is the part of a kept block that is not handed out.
+        unsafe { give_up(rest) };
+    }
+    Some(block.start as *mut u8)
+}
+
+/// What `ask` gets from the system, `len` bytes more than there were, or null. What is kept and then
+/// too much goes there first, and all of it if there is not enough otherwise.
+fn from_system(len: usize, ask: impl Fn() -> *mut u8) -> *mut u8 {
+    give_up_excess(&mut kept(), len);
+    let mut block = ask();
+    if block.is_null() {
+        let mut kept = kept();
+        while let Some(block) = kept.oldest() {
+            // SAFETY: it was kept.
+            unsafe { give_up(block) };
+        }
+        drop(kept);
+        block = ask();
+    }
     if !block.is_null() {
-        // SAFETY: advice on a new mapping.
-        unsafe { libc::madvise(block.cast(), len, libc::MADV_HUGEPAGE) };
-        count_in(len);
+        kept().count_in(len);
     }
     block
+}
+
+/// Gives to the system what would be too much with so many bytes more in use.
+fn give_up_excess(kept: &mut Kept, more: usize) {
+    while let Some(block) = kept.excess(more) {
+        // SAFETY: it was kept.
+        unsafe { give_up(block) };
+    }
+}
+
+/// Gives a block to the system.
+///
+/// # Safety
+/// Nobody uses it.
+unsafe fn give_up(block: Block) {
+    // SAFETY: the caller's promise.
+    unsafe { unmap(block.start as *mut u8, block.len) };
 }
 
 /// # Safety
@@ -56,8 +110,8 @@ pub unsafe fn give_back(block: *mut u8, size: usize) {
     unsafe { give(block, rounded(size).unwrap_or(size)) }
 }
 
-/// Makes a block larger or smaller; its pages move as they are where there is no room behind
-/// them. Null, and the block as it was, if there is no memory.
+/// Makes a block larger or smaller. Where there is no room behind it, it is copied into one that was
+/// kept, or its pages move as they are. Null, and the block as it was, if there is no memory.
 ///
 /// # Safety
 /// The block was taken, or resized, with the size `from`, and is not used if another comes
@@ -69,9 +123,7 @@ pub unsafe fn resize(block: *mut u8, from: usize, to: usize) -> *mut u8 {
         unsafe { give(block.wrapping_add(to), from - to) };
         return block;
     }
-    let known = kept().take(to);
-    if let Some(new) = known {
-        let new = new.start as *mut u8;
+    if let Some(new) = take_kept(to) {
         // SAFETY: both have as many bytes; the old one is not used any more.
         unsafe {
             new.copy_from_nonoverlapping(block, from);
@@ -81,46 +133,42 @@ pub unsafe fn resize(block: *mut u8, from: usize, to: usize) -> *mut u8 {
     }
     // SAFETY: the mapping is the caller's. Where it cannot stay, it moves to a place that was
     // mapped for it alone.
-    let moved = unsafe {
+    from_system(to - from, || unsafe {
         if libc::mremap(block.cast(), from, to, 0) != libc::MAP_FAILED {
-            block
-        } else {
-            let place = map(to, libc::PROT_NONE);
-            if place.is_null() {
-                return place;
-            }
-            let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            let moved = libc::mremap(block.cast(), from, to, flags, place.cast::<c_void>());
-            // Where it fails, `place` may be somebody else's already: it is given up before it is
-            // known whether there is memory. What is left of it is room without memory.
-            if moved == libc::MAP_FAILED {
-                return null_mut();
-            }
-            moved.cast()
+            return block;
         }
-    };
-    count_in(to - from);
-    moved
-}
-
-/// Counts what has come from the system, which gets back what is then too much.
-fn count_in(len: usize) {
-    let mut kept = kept();
-    kept.count_in(len);
-    while let Some(block) = kept.excess() {
-        // SAFETY: nobody uses it.
-        unsafe { unmap(block.start as *mut u8, block.len) };
-    }
+        let place = map(to, libc::PROT_NONE);
+        if place.is_null() {
+            return place;
+        }
+        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let moved = libc::mremap(block.cast(), from, to, flags, place.cast::<c_void>());
+        // Where it fails, `place` may be somebody else's already: it is given up before it is
+        // known whether there is memory. What is left of it is room without memory.
+        if moved == libc::MAP_FAILED {
+            return null_mut();
+        }
+        moved.cast()
+    })
 }
 
 /// Keeps a part of a mapping, or gives it to the system.
 ///
 /// # Safety
-/// Nobody uses it.
+/// It was in use, and nobody uses it.
 unsafe fn give(start: *mut u8, len: usize) {
-    if len > 0 && !kept().give(Block { start: start as usize, len }) {
+    if len == 0 {
+        return;
+    }
+    let block = Block { start: start as usize, len };
+    let keeps = {
+        let mut kept = kept();
+        kept.count_out(len);
+        kept.keep(block)
+    };
+    if !keeps {
         // SAFETY: the caller's promise.
-        unsafe { unmap(start, len) };
+        unsafe { give_up(block) };
     }
 }
 

@@ -82,9 +82,14 @@ unsafe impl GlobalAlloc for Allocator {
 }
 
 /// From now on large blocks that are given back stay with the process, for the next that asks: what
-/// is used and what is kept is never more than was used at a time.
+/// is used and what is kept is never more than was used at a time, by this job or the one before.
 pub fn keep() {
     mapped::keep();
+}
+
+/// Tells that a job has ended, so that what only earlier ones needed goes to the system.
+pub fn end_job() {
+    mapped::end_job();
 }
 
 #[cfg(not(target_os = "linux"))]
@@ -92,6 +97,8 @@ mod mapped {
     //! Elsewhere no block is mapped on its own.
 
     pub fn keep() {}
+
+    pub fn end_job() {}
 
     pub fn take_zeroed(size: usize) -> *mut u8 {
         take(size)
@@ -143,7 +150,10 @@ mod tests {
         change_sizes();
         // The same where blocks were others' before.
         keep();
-        (0..3).for_each(|_| change_sizes());
+        for _ in 0..3 {
+            change_sizes();
+            end_job();
+        }
     }
 
     #[test]

@@ -59,9 +59,11 @@ impl RowStore {
         }
     }
 
-    /// Makes room for so many bytes of vectors at once, as far as they may be in memory.
+    /// Makes room for so many bytes of vectors at once, as far as they may be in memory, if there is
+    /// as much.
     pub fn reserve(&mut self, bytes: usize) {
-        self.vectors.reserve_exact(bytes.min(self.budget) / size_of::<f32>());
+        // Otherwise it grows with the rows.
+        let _ = self.vectors.try_reserve_exact(bytes.min(self.budget) / size_of::<f32>());
     }
 
     /// Appends a row.

@@ -67,8 +67,8 @@ pub extern "C-unwind" fn drift_janitor_worker(argument: pg_sys::Datum) {
 }
 
 /// Has the allocator keep what one job has freed for the next one: a flush takes memory by the ten
-/// megabytes, and to have the system clear it anew each time takes longer than to sort its rows. It
-/// all goes when the worker leaves.
+/// megabytes, and to have the system clear it anew each time takes longer than to sort its rows. What
+/// neither of two jobs needed goes between them, and all when the worker leaves.
 fn keep_memory() {
     allocator::keep();
     // SAFETY: plain calls on the process's only thread; a refused one changes nothing.
@@ -117,6 +117,7 @@ fn work(ticket: Ticket) {
             // The job is left unfinished, which counts as a failure.
             Outcome::Failed => return,
         };
+        allocator::end_job();
         pgrx::check_for_interrupts!();
         reload_settings();
     }
