@@ -227,7 +227,7 @@ impl PackedCentroids {
             .try_for_each_init(Workspace::default, |workspace, (rows, out)| {
                 workspace.pack(rows.chunks_exact(self.dim), &self.shift);
                 workspace.search(self, 0..self.panels(), stop)?;
-                for (i, out) in out.iter_mut().enumerate() {
+                for (i, out) in out.iter_mut().enumerate().take(rows.len() / self.dim) {
                     *out = workspace.best.nearest(i, |place| place);
                 }
                 Ok(())

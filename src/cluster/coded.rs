@@ -94,7 +94,9 @@ impl CodedCentroids {
             }
             *starts = sums.map(|sum| -i32::from(ZERO) * sum);
         }
-        let length = (squares / packed.len().max(1) as f64).sqrt() as f32;
+        let norms = (0..packed.panels()).flat_map(|panel| packed.norms(panel));
+        let count = norms.filter(|norm| norm.is_finite()).count();
+        let length = (squares / count.max(1) as f64).sqrt() as f32;
         Ok(Some(CodedCentroids { dim, rows, codes, starts, step, length }))
     }
 
@@ -108,7 +110,7 @@ impl CodedCentroids {
     }
 
     /// Groups of components that have a code together.
-    fn groups(&self) -> usize {
+    fn code_groups(&self) -> usize {
         self.dim.div_ceil(CODE_GROUP)
     }
 
@@ -137,7 +139,7 @@ impl CodedBlock {
         shift: &[f32],
         coded: &CodedCentroids,
     ) {
-        let groups = coded.groups();
+        let groups = coded.code_groups();
         self.rows.clear();
         self.scales.clear();
         self.margins.clear();
@@ -207,7 +209,7 @@ impl CodedTile {
         coded: &CodedCentroids,
         rows: impl Iterator<Item = usize>,
     ) {
-        let groups = coded.groups();
+        let groups = coded.code_groups();
         self.codes.resize(groups * TILE_ROWS, [ZERO; CODE_GROUP]);
         let (steps, _) = self.codes.as_chunks_mut::<TILE_ROWS>();
         for (row, (place, scale)) in rows.zip(self.scales.iter_mut().enumerate()) {

@@ -12,7 +12,7 @@ const ITERATIONS: usize = 10;
 const SAMPLES_PER_GROUP: usize = 64;
 
 /// From so many centroids on they are in groups: to look at all of fewer takes hardly longer.
-const FEWEST_GROUPED: usize = 3_000;
+pub(super) const FEWEST_GROUPED: usize = 3_000;
 
 /// Groups of row-major centroids, about as many as each has members.
 pub struct Groups {

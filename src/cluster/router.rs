@@ -196,7 +196,7 @@ impl Router {
     /// Writes the bucket of each row to `out`: that of the centroid at the least Euclidean
     /// distance, whatever the metric. For [`Metric::Cosine`] the rows have unit length.
     ///
-    /// Where there are many buckets and rows, one row in some hundreds may get a bucket that is
+    /// Where there are many buckets and rows, one row in a hundred may get a bucket that is
     /// only nearly the nearest; in a learned space distances are those there.
     ///
     /// # Errors
@@ -354,7 +354,7 @@ mod tests {
         router.assign(&rows, &mut out, &AtomicBool::new(false)).unwrap();
         assert!(router.grouped.get().is_some());
         let right = out.iter().enumerate().filter(|(i, &b)| i % buckets == b as usize).count();
-        assert!(right * 1000 >= out.len() * 985, "{right} of {}", out.len());
+        assert!(right * 1000 >= out.len() * 990, "{right} of {}", out.len());
     }
 
     #[test]

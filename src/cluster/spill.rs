@@ -8,7 +8,7 @@
 
 use super::best::Nearest;
 use super::{check, Stopped};
-use crate::simd::{kernels, TILE_COLS};
+use crate::simd::{kernels, select, TILE_COLS};
 use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 
@@ -28,7 +28,8 @@ pub const NO_BUCKET: u32 = u32::MAX;
 pub struct Near {
     /// The nearest.
     pub first: u32,
-    /// Others, the nearer the earlier: nearly always the nearest of them, if not all. [`NO_BUCKET`]
+    /// Others, the nearer the earlier, as far as their scores tell: nearly always the nearest of
+    /// those the row was compared with, if not all. [`NO_BUCKET`]
     /// behind the last.
     pub others: [u32; CANDIDATES],
 }
@@ -48,7 +49,7 @@ impl Nearest for Near {
         for (col, (key, score)) in keys.iter_mut().zip(scores).enumerate() {
             // What is not a number is not near.
             if *score < f32::INFINITY && place_of(col) != place {
-                *key = ordered(*score) & !COLUMN | col as i32;
+                *key = select::ordered(*score) & !COLUMN | col as i32;
             }
         }
         // Counted without branches: which of the keys are low is not to be foreseen.
@@ -70,12 +71,6 @@ impl Nearest for Near {
 
 /// The bits of a score's key that tell its column, so that no two are equal.
 const COLUMN: i32 = TILE_COLS as i32 - 1;
-
-/// A number that is greater where the score is.
-fn ordered(score: f32) -> i32 {
-    let bits = score.to_bits() as i32;
-    bits ^ ((bits >> 31) as u32 >> 1) as i32
-}
 
 /// Writes the second bucket of each row to `out`; [`NO_BUCKET`] where there is only one. `near` has
 /// what is near to the rows, `first` their buckets.

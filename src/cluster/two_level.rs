@@ -14,20 +14,20 @@ use rayon::prelude::*;
 use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
 use super::best::{Best, Nearest};
 use super::coded::{CodedBlock, CodedTile};
-use super::groups::Groups;
+use super::groups::{Groups, FEWEST_GROUPED};
 use super::{check, evenly, Stopped};
 use crate::courtesy;
 use crate::simd::{kernels, TILE_COLS, TILE_ROWS};
 
 /// Centroids below which the exact search is as fast.
-pub(super) const LEAST_CENTROIDS: usize = 3000;
+pub(super) const LEAST_CENTROIDS: usize = FEWEST_GROUPED;
 
 /// Rows below which the sample would be much of the work.
 pub(super) const LEAST_ROWS: usize = 2048;
 
 /// Rows of the sample that sets the margin, at most, and its share of all.
 const SAMPLE_ROWS: usize = 1024;
-const SAMPLE_SHARE: usize = 16;
+const SAMPLE_SHARE: usize = 8;
 
 /// The part of the sample whose centroids are within the margin.
 const WITHIN_MARGIN: f64 = 0.995;
@@ -36,9 +36,14 @@ const WITHIN_MARGIN: f64 = 0.995;
 /// choosing costs too.
 const WORTHWHILE: f64 = 0.5;
 
-/// Rows of a task: enough to fill tiles with those that want a group, and few enough for what is
-/// found for them to stay in a core's second-level cache.
+/// Rows of a task, unless there are too few for all threads: enough to fill tiles with those that
+/// want a group, and few enough for them, and what is found for them, to stay in a core's
+/// second-level cache.
 const TASK_ROWS: usize = 1024;
+const TASK_BYTES: usize = 1 << 20;
+
+/// Centroids that each row is compared with at least, so that others than the nearest are known.
+const FEWEST_COMPARED: usize = 16;
 
 /// Rows that are compared with the groups at a time.
 const SCORED_ROWS: usize = 8 * TILE_ROWS;
@@ -75,6 +80,8 @@ pub(super) struct GroupedCentroids {
     layout: Vec<u32>,
     /// Group of each centroid.
     group_of: Vec<u32>,
+    /// Centroids of each group.
+    sizes: Vec<usize>,
     /// The first panel of each group, and the number of panels.
     first_panel: Vec<usize>,
 }
@@ -93,6 +100,7 @@ impl GroupedCentroids {
         let groups =
             PackedCentroids::with_layout(grouped.centres(), &numbers, shift.clone(), stop)?;
         let mut group_of = vec![0; count];
+        let sizes = grouped.iter().map(|(_, members)| members.len()).collect();
         let (mut layout, mut first_panel) = (Vec::new(), vec![0]);
         for ((_, members), group) in grouped.iter().zip(0..) {
             members.iter().for_each(|member| group_of[*member as usize] = group);
@@ -101,12 +109,13 @@ impl GroupedCentroids {
             first_panel.push(layout.len() / TILE_COLS);
         }
         let members = PackedCentroids::with_layout(centroids, &layout, shift, stop)?;
-        Ok(GroupedCentroids { groups, members, layout, group_of, first_panel })
+        Ok(GroupedCentroids { groups, members, layout, group_of, sizes, first_panel })
     }
 
-    /// Writes the nearest centroid of nearly every row to `out`, and of the others
-    /// that of one hardly farther. Returns false, and leaves `out` as it was, when searching all
-    /// centroids, which `exact` does, is faster for such rows.
+    /// Writes the nearest centroid of nearly every row to `out`; of one in a hundred perhaps, that of
+    /// the groups it was looked for in. Of equals it is any, as for a row that has none. Returns
+    /// false, and leaves `out` as it was, when searching all centroids, which `exact` does, is
+    /// faster for such rows.
     pub(super) fn nearest<T: Nearest>(
         &self,
         rows: &[f32],
@@ -118,13 +127,18 @@ impl GroupedCentroids {
         let (dim, members) = (self.groups.dim(), &self.members);
         let coded = members.coded(rows, stop)?;
         let number = |place: u32| self.layout[place as usize];
-        let tasks = rows.par_chunks(TASK_ROWS * dim).zip(out.par_chunks_mut(TASK_ROWS));
+        let each = (rows.len() / dim).div_ceil(rayon::current_num_threads());
+        let most = (TASK_BYTES / (dim * size_of::<f32>())).clamp(SCORED_ROWS, TASK_ROWS);
+        let task = each.next_multiple_of(SCORED_ROWS).clamp(SCORED_ROWS, most);
+        let tasks = rows.par_chunks(task * dim).zip(out.par_chunks_mut(task));
         tasks.try_for_each_init(Search::default, |search, (rows, out)| {
-            let Search { choice, best, workspace, block, tile } = search;
-            choice.make(self, rows, margin);
-            best.clear(rows.len() / dim);
+            let Search { choice, workspace, block, tile, .. } = search;
+            let count = rows.len() / dim;
+            choice.make(self, rows, margin, stop)?;
+            let (best, found) = (&mut search.best, &mut search.found);
+            best.clear(count);
             let Some(coded) = coded else {
-                self.each_tile(choice, best, stop, |wanting, panels, found| {
+                self.each_tile(choice, best, found, |wanting, panels, found| {
                     let rows = wanting.iter().map(|row| &rows[*row as usize * dim..][..dim]);
                     workspace.pack(rows, members.shift());
                     std::mem::swap(&mut workspace.best, found);
@@ -132,21 +146,22 @@ impl GroupedCentroids {
                     std::mem::swap(&mut workspace.best, found);
                     Ok(())
                 })?;
-                for (row, out) in out.iter_mut().enumerate() {
+                for (row, out) in out.iter_mut().enumerate().take(count) {
                     courtesy::give_way();
                     *out = best.nearest(row, number);
                 }
                 return Ok(());
             };
             block.code(rows.chunks_exact(dim), members.shift(), coded);
-            self.each_tile(choice, best, stop, |wanting, panels, found| {
+            self.each_tile(choice, best, found, |wanting, panels, found| {
                 tile.fill(block, coded, wanting.iter().map(|row| *row as usize));
                 for panel in panels {
+                    check(stop)?;
                     found.tiles_mut().for_each(|best| tile.search(members, coded, panel, best));
                 }
                 Ok(())
             })?;
-            for (row, out) in out.iter_mut().enumerate().take(rows.len() / dim) {
+            for (row, out) in out.iter_mut().enumerate().take(count) {
                 courtesy::give_way();
                 *out = block.found(members, coded, row, best, number);
             }
@@ -156,23 +171,21 @@ impl GroupedCentroids {
     }
 
     /// Calls `look` with each tile of rows that look into a group, the group's panels, and what was
-    /// found for these rows so far.
+    /// `found` for these rows so far, as `best` has it.
     fn each_tile(
         &self,
         choice: &Choice,
         best: &mut Best,
-        stop: &AtomicBool,
+        found: &mut Best,
         mut look: impl FnMut(&[u32], Range<usize>, &mut Best) -> Result<(), Stopped>,
     ) -> Result<(), Stopped> {
-        let mut found = Best::default();
         found.clear(TILE_ROWS);
         for (wanting, panels) in choice.wanting.iter().zip(self.first_panel.windows(2)) {
             for rows in wanting.chunks(TILE_ROWS) {
-                check(stop)?;
                 let places = || rows.iter().map(|row| *row as usize).enumerate();
                 places().for_each(|(place, row)| found.copy(place, best, row));
-                look(rows, panels[0]..panels[1], &mut found)?;
-                places().for_each(|(place, row)| best.copy(row, &found, place));
+                look(rows, panels[0]..panels[1], found)?;
+                places().for_each(|(place, row)| best.copy(row, found, place));
             }
         }
         Ok(())
@@ -195,9 +208,9 @@ impl GroupedCentroids {
         let mut scores = Scores::default();
         let mut margins: Vec<(f32, Vec<f32>)> = Vec::with_capacity(nearest.len());
         for (rows, nearest) in sample.chunks(SCORED_ROWS * dim).zip(nearest.chunks(SCORED_ROWS)) {
-            for (scores, nearest) in scores.of(&self.groups, rows).zip(nearest) {
+            for (scores, nearest) in scores.of(&self.groups, rows, stop)?.zip(nearest) {
                 let least = least_of(scores);
-                let scores = &scores[..self.group_count()];
+                let scores = &scores[..self.sizes.len()];
                 let margins_of: Vec<f32> = scores.iter().map(|score| score - least).collect();
                 margins.push((margins_of[self.group_of[*nearest as usize] as usize], margins_of));
             }
@@ -217,17 +230,15 @@ impl GroupedCentroids {
         let worthwhile = margin.is_finite() && searched as f64 <= WORTHWHILE * all as f64;
         Ok(worthwhile.then_some(margin))
     }
-
-    fn group_count(&self) -> usize {
-        self.first_panel.len() - 1
-    }
 }
 
 /// What one thread needs for the rows of a task.
 #[derive(Default)]
 struct Search {
     choice: Choice,
+    /// What was found for all rows, and for a tile.
     best: Best,
+    found: Best,
     workspace: Workspace,
     block: CodedBlock,
     tile: CodedTile,
@@ -243,26 +254,48 @@ struct Choice {
 }
 
 impl Choice {
-    /// Chooses the groups within a margin of the nearest, for each row.
-    fn make(&mut self, grouped: &GroupedCentroids, rows: &[f32], margin: f32) {
+    /// Chooses the groups within a margin of the nearest, for each row, or as many of the nearest as
+    /// have enough centroids.
+    fn make(
+        &mut self,
+        grouped: &GroupedCentroids,
+        rows: &[f32],
+        margin: f32,
+        stop: &AtomicBool,
+    ) -> Result<(), Stopped> {
         let Choice { scores, near, wanting } = self;
-        wanting.resize_with(grouped.group_count(), Vec::new);
+        let sizes = &grouped.sizes;
+        wanting.resize_with(sizes.len(), Vec::new);
         wanting.iter_mut().for_each(Vec::clear);
         let mut numbers = 0..;
         for rows in rows.chunks(SCORED_ROWS * grouped.groups.dim()) {
-            courtesy::give_way();
-            for (scores, row) in scores.of(&grouped.groups, rows).zip(&mut numbers) {
+            for (scores, row) in scores.of(&grouped.groups, rows, stop)?.zip(&mut numbers) {
                 near.clear();
                 (kernels().up_to)(scores, least_of(scores) + margin, near);
-                for group in &*near {
-                    // Behind the last group are infinite scores.
-                    if let Some(wanting) = wanting.get_mut(*group as usize) {
-                        wanting.push(row);
-                    }
+                // Behind the last group are infinite scores.
+                near.retain(|group| (*group as usize) < sizes.len());
+                let compared: usize = near.iter().map(|group| sizes[*group as usize]).sum();
+                if compared < FEWEST_COMPARED {
+                    nearest_groups(scores, sizes, near);
                 }
+                near.iter().for_each(|group| wanting[*group as usize].push(row));
             }
         }
+        Ok(())
     }
+}
+
+/// Writes as many of the nearest groups to `near` as have enough centroids.
+fn nearest_groups(scores: &[f32], sizes: &[usize], near: &mut Vec<u32>) {
+    near.clear();
+    near.extend(0..sizes.len() as u32);
+    near.sort_by(|a, b| scores[*a as usize].total_cmp(&scores[*b as usize]));
+    let mut compared = 0;
+    let enough = near.iter().position(|group| {
+        compared += sizes[*group as usize];
+        compared >= FEWEST_COMPARED
+    });
+    near.truncate(enough.map_or(near.len(), |last| last + 1));
 }
 
 /// Scores of groups: squared distances of their centres, but for a summand that is the row's own.
@@ -275,18 +308,24 @@ struct Scores {
 
 impl Scores {
     /// Those of all groups for each row in turn.
-    fn of(&mut self, groups: &PackedCentroids, rows: &[f32]) -> impl Iterator<Item = &[f32]> {
+    fn of(
+        &mut self,
+        groups: &PackedCentroids,
+        rows: &[f32],
+        stop: &AtomicBool,
+    ) -> Result<impl Iterator<Item = &[f32]>, Stopped> {
         let (dim, width) = (groups.dim(), groups.panels() * TILE_COLS);
         let count = rows.len() / dim;
         self.workspace.pack(rows.chunks_exact(dim), groups.shift());
         self.of_rows.resize(count * width, 0.0);
         for panel in 0..groups.panels() {
+            check(stop)?;
             self.workspace.scores(groups, panel, count, |row, scores| {
                 let place = row * width + panel * TILE_COLS;
                 self.of_rows[place..][..TILE_COLS].copy_from_slice(scores);
             });
         }
-        self.of_rows.chunks_exact(width)
+        Ok(self.of_rows.chunks_exact(width))
     }
 }
 
@@ -296,6 +335,7 @@ fn least_of(scores: &[f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spill::{Near, NO_BUCKET};
     use super::*;
     use rand::rngs::SmallRng;
     use rand::{Rng, SeedableRng};
@@ -332,7 +372,13 @@ mod tests {
             assert!(got.iter().all(|&x| x == 77));
             return None;
         }
-        let same = want.iter().zip(&got).filter(|(a, b)| a == b).count();
+        let same = want.iter().zip(&got).filter(|(want, got)| want == got).count();
+        let far = |found: &[u32]| -> f64 {
+            let centroid = |nth: &u32| &centroids[*nth as usize * dim..][..dim];
+            let rows = rows.chunks_exact(dim).zip(found);
+            rows.map(|(row, nth)| f64::from((kernels().l2_squared)(row, centroid(nth)))).sum()
+        };
+        assert!(far(&got) <= far(&want) * 1.01, "{} is not {}", far(&got), far(&want));
         Some(same as f64 / want.len() as f64)
     }
 
@@ -342,8 +388,25 @@ mod tests {
         for dim in [4, 24] {
             let rows = clustered(&mut rng, 10_001, dim);
             let agreed = compare(&rows, &rows[..1500 * dim], dim);
-            assert!(agreed.is_some_and(|agreed| agreed >= 0.985), "{agreed:?} at {dim}");
+            assert!(agreed.is_some_and(|agreed| agreed >= 0.99), "{agreed:?} at {dim}");
         }
+    }
+
+    #[test]
+    fn a_row_in_a_group_of_few_centroids_is_compared_with_others_too() {
+        let mut rng = SmallRng::seed_from_u64(3);
+        // Two centroids far from all others.
+        let mut centroids = clustered(&mut rng, 1500, 4);
+        centroids[..4].fill(500.0);
+        centroids[4..8].fill(501.0);
+        let mut rows = clustered(&mut rng, 4000, 4);
+        rows[..4].fill(500.2);
+        let exact = PackedCentroids::new(&centroids, 4, &STOP).unwrap();
+        let grouped = grouped(&centroids, 4);
+        let mut near = vec![Near::default(); 4000];
+        assert!(grouped.nearest(&rows, &exact, &mut near, &STOP).unwrap());
+        assert_eq!((near[0].first, near[0].others[0]), (0, 1));
+        assert!(near.iter().all(|near| !near.others.contains(&NO_BUCKET)));
     }
 
     #[test]

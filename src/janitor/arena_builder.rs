@@ -56,8 +56,10 @@ pub struct RowsInMemory<'r> {
     pub leads: Option<Leads<'r>>,
 }
 
-/// Rows of scattered vectors that the processor is asked for ahead of their turn.
+/// Rows of scattered vectors that the processor is asked for ahead of their turn, and how much of
+/// each: its own prefetching goes on from there.
 const ROWS_AHEAD: usize = 4;
+const BYTES_AHEAD: usize = 2048;
 
 impl RowsInMemory<'_> {
     fn vector(&self, nth: u32) -> &[f32] {
@@ -69,7 +71,8 @@ impl VectorSource for RowsInMemory<'_> {
     fn block(&mut self, first: u64, count: usize, out: &mut Vec<f32>) -> Read<()> {
         (first..first + count as u64).try_for_each(|row| {
             if let Some(later) = self.order.get(row as usize + ROWS_AHEAD) {
-                prefetch(bytemuck::cast_slice(self.vector(*later)));
+                let later: &[u8] = bytemuck::cast_slice(self.vector(*later));
+                prefetch(&later[..later.len().min(BYTES_AHEAD)]);
             }
             self.row(row, out)
         })

@@ -59,7 +59,7 @@ fn among_lowest(values: &[f32], count: usize) -> f32 {
 }
 
 /// An integer for each float that is no NaN, in the same order.
-fn ordered(x: f32) -> i32 {
+pub fn ordered(x: f32) -> i32 {
     flip(x.to_bits().cast_signed())
 }
 
