@@ -26,7 +26,7 @@ const UPPER_SAMPLES: usize = 256;
 const SEED_SAMPLES: usize = 32;
 
 /// Iterations over all clusters after a two-level training, and the multiply-adds they may take.
-const REFINEMENTS: usize = 3;
+const REFINEMENTS: usize = 6;
 const REFINEMENT_BUDGET: f64 = 3e12;
 
 /// The part of the objective an iteration has to gain to be followed by another.
