@@ -545,7 +545,7 @@ fn the_least_of_each_run_is_found() {
 fn values_up_to_a_bound_are_found() {
     let mut rng = SmallRng::seed_from_u64(11);
     for k in tables() {
-        for n in [0, 1, 63, 64, 65, 1000] {
+        for n in [0, 1, 63, 64, 65, 1000, 5000] {
             let mut values = random(&mut rng, n);
             if n > 40 {
                 values[20] = f32::NAN;

@@ -4,6 +4,9 @@ use super::super::{scalar, LEAST_OF};
 use super::LANES;
 use std::arch::x86_64::*;
 
+/// Runs of values that there is made room for at once.
+const RUNS_AT_A_TIME: usize = 64;
+
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn count_up_to(values: &[f32], high: f32) -> usize {
     scalar::count_up_to_body(values, high)
@@ -12,19 +15,27 @@ pub(super) fn count_up_to(values: &[f32], high: f32) -> usize {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) fn up_to(values: &[f32], high: f32, places: &mut Vec<u32>) {
     let bound = _mm512_set1_ps(high);
+    let mut numbers = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     let (runs, rest) = values.as_chunks::<LANES>();
-    let mut first = 0;
-    for run in runs {
-        // SAFETY: a run has LANES elements.
-        let run = unsafe { _mm512_loadu_ps(run.as_ptr()) };
-        let mut low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(run, bound);
-        while low != 0 {
-            places.push(first + low.trailing_zeros());
-            low &= low - 1;
+    // Without branches: where low values are is not to be foreseen.
+    for some in runs.chunks(RUNS_AT_A_TIME) {
+        places.reserve(some.len() * LANES);
+        let mut count = places.len();
+        for run in some {
+            // SAFETY: a run has LANES elements. There is room for as many places of each run, of
+            // which the first `count` have been written when the length is set.
+            unsafe {
+                let low = _mm512_cmp_ps_mask::<_CMP_LE_OQ>(_mm512_loadu_ps(run.as_ptr()), bound);
+                let found = _mm512_maskz_compress_epi32(low, numbers);
+                _mm512_storeu_epi32(places.as_mut_ptr().add(count).cast(), found);
+                count += low.count_ones() as usize;
+            }
+            numbers = _mm512_add_epi32(numbers, _mm512_set1_epi32(LANES as i32));
         }
-        first += LANES as u32;
+        // SAFETY: as above.
+        unsafe { places.set_len(count) };
     }
-    scalar::up_to_body(rest, high, first, places);
+    scalar::up_to_body(rest, high, (runs.len() * LANES) as u32, places);
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
