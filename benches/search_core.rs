@@ -16,7 +16,9 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use common::{Result, Rows};
-use drift_pg::arena::{encode_run, Arena, Identity, Layout, Plan, RoutingArena, Writer};
+use drift_pg::arena::{
+    encode_run, Arena, ArenaError, BucketCodes, Identity, Layout, Plan, RoutingArena, Writer,
+};
 use drift_pg::cluster::kmeans::Params as KmeansParams;
 use drift_pg::cluster::{self, Router, Trained};
 use drift_pg::metric::Metric;
@@ -240,8 +242,12 @@ impl Index {
         found
     }
 
-    fn coded(&self, entry: usize) -> Bucket<'_> {
-        let Ok(codes) = self.arena.bucket(entry) else { return Bucket::Empty };
+    fn coded<'a>(
+        &'a self,
+        entry: usize,
+        codes: std::result::Result<BucketCodes<'a>, ArenaError>,
+    ) -> Bucket<'a> {
+        let Ok(codes) = codes else { return Bucket::Empty };
         Bucket::Coded(Coded {
             bucket: self.arena.buckets()[entry].bucket,
             entry: entry as u32,
@@ -262,7 +268,9 @@ impl search::Rows for &Index {
     }
 
     fn bucket(&self, _segment: u32, bucket: u32) -> Bucket<'_> {
-        self.arena.find(bucket).map_or(Bucket::Empty, |entry| self.coded(entry))
+        self.arena
+            .find(bucket)
+            .map_or(Bucket::Empty, |entry| self.coded(entry, self.arena.bucket(entry)))
     }
 
     fn prefetch_place(&self, _segment: u32, bucket: u32) {
@@ -280,7 +288,7 @@ impl search::Rows for &Index {
     }
 
     fn entry(&self, _segment: u32, entry: u32) -> Bucket<'_> {
-        self.coded(entry as usize)
+        self.coded(entry as usize, self.arena.own_rows(entry as usize))
     }
 
     fn prefetch_vector(&self, _segment: u32, row: u64) {

@@ -1,7 +1,7 @@
 //! What this backend's scans need of an index's current manifest, kept until it changes.
 
 use super::heap_pages::HeapPages;
-use crate::arena::{self, Arena, BucketCodes, RoutingArena};
+use crate::arena::{self, Arena, ArenaError, BucketCodes, RoutingArena};
 use crate::janitor::{
     arena_place, background, is_untidy, load_router, open_arena, open_routing, sweep_if_idle,
     ArenaBuilder, Crew, JobLock,
@@ -295,13 +295,18 @@ impl LiveSegment {
             self.damaged.set(true);
             return Bucket::Empty;
         }
-        self.entry(arena, entry)
+        self.entry(arena, entry, arena.bucket(entry))
     }
 
-    /// The bucket at this index of the arena's table.
-    fn entry<'a>(&self, arena: &'a Arena, entry: usize) -> Bucket<'a> {
+    /// The bucket at this index of the arena's table, of which `codes` were found.
+    fn entry<'a>(
+        &self,
+        arena: &'a Arena,
+        entry: usize,
+        codes: Result<BucketCodes<'a>, ArenaError>,
+    ) -> Bucket<'a> {
         let Some(of) = arena.buckets().get(entry) else { return Bucket::Empty };
-        match arena.bucket(entry) {
+        match codes {
             Ok(BucketCodes { first_row, factors, codes, stride, signs }) => {
                 let (bucket, entry) = (of.bucket, entry as u32);
                 Bucket::Coded(Coded { bucket, entry, first_row, factors, codes, stride, signs })
@@ -410,7 +415,8 @@ impl Rows for SnapshotRows {
 
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_> {
         let live = &self.snapshot.segments[segment as usize];
-        live.arena.get().map_or(Bucket::Empty, |arena| live.entry(arena, entry as usize))
+        let Some(arena) = live.arena.get() else { return Bucket::Empty };
+        live.entry(arena, entry as usize, arena.own_rows(entry as usize))
     }
 
     fn prefetch_vector(&self, segment: u32, row: u64) {

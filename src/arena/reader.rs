@@ -233,19 +233,12 @@ impl Arena {
     /// [`ArenaError::Damaged`] when its bytes are not what was written, [`ArenaError::Layout`] when
     /// there is no such index.
     pub fn bucket(&self, index: usize) -> Result<BucketCodes<'_>, ArenaError> {
-        let (entry, parts, bytes) = self.block(index)?;
-        let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
-        if word.load(Ordering::Relaxed) & bit == 0 {
-            if !self.proofs.hold(Part::Block(index), || crc32fast::hash(bytes) == entry.crc) {
-                return Err(ArenaError::Damaged("block"));
-            }
-            word.fetch_or(bit, Ordering::Relaxed);
-        }
-        let part = |start, end| slice(bytes, start, end).ok_or(OUTSIDE);
-        let numbers = |start, end| -> Result<&[f32], ArenaError> {
-            bytemuck::try_cast_slice(part(start, end)?).map_err(|_| OUTSIDE)
-        };
+        let (entry, parts, bytes) = self.sound_block(index)?;
         let signs = if self.shape.code_bits > 0 {
+            let part = |start, end| slice(bytes, start, end).ok_or(OUTSIDE);
+            let numbers = |start, end| -> Result<&[f32], ArenaError> {
+                bytemuck::try_cast_slice(part(start, end)?).map_err(|_| OUTSIDE)
+            };
             let column = (parts.spilled - parts.columns) / 3;
             let at = |nth| parts.columns + nth * column;
             let spilled = part(parts.spilled, parts.spilled_end)?;
@@ -261,13 +254,45 @@ impl Arena {
         } else {
             None
         };
+        Ok(BucketCodes { signs, ..self.int8_codes(entry, parts, bytes)? })
+    }
+
+    /// The same but for sign codes.
+    ///
+    /// # Errors
+    /// As [`Arena::bucket`].
+    pub fn own_rows(&self, index: usize) -> Result<BucketCodes<'_>, ArenaError> {
+        let (entry, parts, bytes) = self.sound_block(index)?;
+        self.int8_codes(entry, parts, bytes)
+    }
+
+    /// The entry of a bucket, and its block, whose bytes somebody has checked.
+    fn sound_block(&self, index: usize) -> Result<(&BucketEntry, Block, &[u8]), ArenaError> {
+        let (entry, parts, bytes) = self.block(index)?;
+        let (word, bit) = (self.sound.get(index / 64).ok_or(OUTSIDE)?, 1 << (index % 64));
+        if word.load(Ordering::Relaxed) & bit == 0 {
+            if !self.proofs.hold(Part::Block(index), || crc32fast::hash(bytes) == entry.crc) {
+                return Err(ArenaError::Damaged("block"));
+            }
+            word.fetch_or(bit, Ordering::Relaxed);
+        }
+        Ok((entry, parts, bytes))
+    }
+
+    fn int8_codes<'a>(
+        &self,
+        entry: &BucketEntry,
+        parts: Block,
+        bytes: &'a [u8],
+    ) -> Result<BucketCodes<'a>, ArenaError> {
+        let part = |start, end| slice(bytes, start, end).ok_or(OUTSIDE);
         let factors = part(parts.factors, parts.factors_end)?;
         Ok(BucketCodes {
             first_row: entry.first_row,
             factors: bytemuck::try_cast_slice(factors).map_err(|_| OUTSIDE)?,
             codes: bytemuck::cast_slice(part(parts.codes, parts.end)?),
             stride: self.shape.stride,
-            signs,
+            signs: None,
         })
     }
 

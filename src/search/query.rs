@@ -71,7 +71,7 @@ pub trait Rows {
     /// Asks the processor for what the table of `segment` has at this place. A hint.
     fn prefetch_entry(&self, _segment: u32, _entry: u32) {}
 
-    /// What `segment` has in the bucket at this place of its table.
+    /// What `segment` has in the bucket at this place of its table; sign codes may be left out.
     fn entry(&self, segment: u32, entry: u32) -> Bucket<'_>;
 
     /// Asks the processor for the vector of a row that will be wanted soon. A hint.
