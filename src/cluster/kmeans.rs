@@ -25,8 +25,10 @@ const UPPER_SAMPLES: usize = 256;
 /// Samples a seed is drawn from; seeding costs as much as an iteration over those.
 const SEED_SAMPLES: usize = 32;
 
-/// Iterations over all clusters after a two-level training, and the multiply-adds they may take.
-const REFINEMENTS: usize = 6;
+/// Iterations over all clusters after a two-level training, where these are searched exactly and where
+/// they are not, and the multiply-adds they may take.
+const REFINEMENTS: usize = 3;
+const ROUGH_REFINEMENTS: usize = 6;
 const REFINEMENT_BUDGET: f64 = 3e12;
 
 /// The part of the objective an iteration has to gain to be followed by another.
@@ -126,7 +128,9 @@ fn train_two_levels(
     let mut centroids = parts.concat();
 
     let cost = rows as f64 * centroids.len() as f64;
-    let refinements = REFINEMENTS.min(params.iterations).min((REFINEMENT_BUDGET / cost) as usize);
+    let is_rough = centroids.len() / dim >= two_level::LEAST_CENTROIDS;
+    let refinements = if is_rough { ROUGH_REFINEMENTS } else { REFINEMENTS };
+    let refinements = refinements.min(params.iterations).min((REFINEMENT_BUDGET / cost) as usize);
     lloyd(samples, dim, params, refinements, &mut centroids, &mut rng, stop)?;
     Ok(centroids)
 }
