@@ -25,11 +25,12 @@ const UPPER_SAMPLES: usize = 256;
 /// Samples a seed is drawn from; seeding costs as much as an iteration over those.
 const SEED_SAMPLES: usize = 32;
 
-/// Iterations over all clusters after a two-level training, where these are searched exactly and where
-/// they are not, and the multiply-adds they may take.
+/// Iterations over all clusters after a two-level training, and the distances they may take.
 const REFINEMENTS: usize = 3;
-const ROUGH_REFINEMENTS: usize = 6;
 const REFINEMENT_BUDGET: f64 = 3e12;
+
+/// The same where clusters are searched in two levels: some rows find only nearly the nearest.
+const ROUGH_REFINEMENTS: usize = 6;
 
 /// The part of the objective an iteration has to gain to be followed by another.
 const LEAST_GAIN: f64 = 1e-3;
