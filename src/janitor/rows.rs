@@ -89,6 +89,11 @@ impl RowStore {
         self.vectors.clear();
     }
 
+    /// Components of a row.
+    pub fn dims(&self) -> usize {
+        self.dims
+    }
+
     /// Rows pushed.
     pub fn len(&self) -> usize {
         self.tids.len()

@@ -189,3 +189,142 @@ fn beside_writers() -> Result<()> {
     compare(&mut cluster.connect()?, "t", DISTANCES[0], &query(), None)?;
     require_quiet_log(&cluster.log())
 }
+
+/// Settings with which any table is read by workers too.
+const WORKERS: &str = "SET min_parallel_table_scan_size = 0;
+    SET maintenance_work_mem = '256MB'; SET max_parallel_maintenance_workers = 2";
+
+/// Makes `reader(e)`, which is `e`, takes a while, so that workers are there before the leader is
+/// done, and runs `body` first.
+fn slow_reader(cluster: &Cluster, body: &str) -> Result<()> {
+    cluster.connect()?.batch_execute(&format!(
+        "CREATE OR REPLACE FUNCTION reader(e vector) RETURNS vector
+         IMMUTABLE PARALLEL SAFE LANGUAGE plpgsql AS
+         $$ BEGIN {body} PERFORM pg_sleep(0.0002); RETURN e; END $$"
+    ))?;
+    Ok(())
+}
+
+#[test]
+fn workers_read_the_table_too() -> Result<()> {
+    let cluster = Cluster::builder().start()?;
+    fill(&cluster, 5_000)?;
+    slow_reader(&cluster, "RAISE LOG 'read by %', pg_backend_pid();")?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(WORKERS)?;
+    for build in [
+        "CREATE INDEX t_e ON t USING drift ((reader(e)::vector(64)))",
+        "CREATE INDEX CONCURRENTLY t_e ON t USING drift ((reader(e)::vector(64)))",
+    ] {
+        let before = cluster.log().matches("read by ").count();
+        client.batch_execute(build).context(build)?;
+        let read = cluster.log().matches("read by ").count() - before;
+        ensure!(read == 5_000, "{build}: {read} rows were read");
+        let counted = "SELECT count(*) FROM pg_class
+            WHERE relname IN ('t', 't_e') AND reltuples = 5000";
+        let counted: i64 = client.query_one(counted, &[])?.get(0);
+        ensure!(counted == 2, "{build}: of table and index {counted} are counted right");
+        client.batch_execute("DROP INDEX t_e")?;
+    }
+    let log = cluster.log();
+    let readers: BTreeSet<&str> =
+        log.split("read by ").skip(1).filter_map(|rest| rest.split_whitespace().next()).collect();
+    // A leader and its two workers, twice; at times one comes too late.
+    ensure!(readers.len() >= 4, "{readers:?}");
+
+    // The same rows as a scan of the table, each once.
+    client.batch_execute("CREATE INDEX t_e ON t USING drift (e)")?;
+    for limit in [Some(100), None] {
+        compare(&mut client, "t", DISTANCES[0], &query(), limit)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn workers_and_files_of_rows() -> Result<()> {
+    let settings = Cluster::builder().conf("log_temp_files", "0");
+    let cluster = settings.conf("log_min_messages", "debug1").start()?;
+    fill(&cluster, 20_000)?;
+    let mut client = cluster.connect()?;
+    // Under 64 MB PostgreSQL plans no worker; half of it holds 125,000 rows.
+    client.batch_execute(
+        "INSERT INTO t SELECT id + 20000 * k, e + array_fill(k / 100.0, ARRAY[64])::vector
+         FROM t, generate_series(1, 7) k;
+         SET maintenance_work_mem = '64MB'",
+    )?;
+    let build = "CREATE INDEX t_e ON t USING drift (e)";
+    for timeout in [10, 30, 60, 100, 200] {
+        client.batch_execute(&format!("SET statement_timeout = {timeout}"))?;
+        let started = Instant::now();
+        let Err(error) = client.batch_execute(build) else {
+            anyhow::bail!("was built in {timeout} ms")
+        };
+        ensure!(error.code() == Some(&SqlState::QUERY_CANCELED), "{error}");
+        ensure!(started.elapsed() < Duration::from_secs(1), "{timeout}: {:?}", started.elapsed());
+        client.batch_execute("SET statement_timeout = 0")?;
+        ensure!(leftovers(&cluster)?.is_empty(), "{:?}", leftovers(&cluster)?);
+    }
+    client.batch_execute(build)?;
+    let log = cluster.log();
+    ensure!(log.contains("temporary file"), "the build went through files");
+    ensure!(log.contains("parallel worker for PID"), "a worker took part");
+    compare(&mut client, "t", DISTANCES[0], &query(), None)?;
+    require_quiet_log(&log)
+}
+
+#[test]
+fn an_error_of_a_worker_ends_the_build() -> Result<()> {
+    let cluster = Cluster::builder().start()?;
+    fill(&cluster, 5_000)?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(WORKERS)?;
+    let leader: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let build = "CREATE INDEX t_e ON t USING drift ((reader(e)::vector(64)))";
+    for (body, message) in [
+        ("RAISE 'no row of mine';", "no row of mine"),
+        ("PERFORM pg_terminate_backend(pg_backend_pid());", "due to administrator command"),
+    ] {
+        slow_reader(&cluster, &format!("IF pg_backend_pid() <> {leader} THEN {body} END IF;"))?;
+        let Err(error) = client.batch_execute(build) else { anyhow::bail!("{body}: was built") };
+        let said = error.as_db_error().map(|error| error.message()).unwrap_or_default();
+        ensure!(said.contains(message), "{body}: {error:?}");
+        client.batch_execute("SELECT 1")?;
+        ensure!(leftovers(&cluster)?.is_empty(), "{:?}", leftovers(&cluster)?);
+    }
+    slow_reader(&cluster, "")?;
+    client.batch_execute(build)?;
+    client.batch_execute("DROP INDEX t_e; CREATE INDEX t_e ON t USING drift (e)")?;
+    compare(&mut client, "t", DISTANCES[0], &query(), None)
+}
+
+/// An index does not serve those who still see a version of a row whose HOT chain goes on with
+/// another value, whoever has read that chain.
+#[test]
+fn hot_chains_that_workers_meet_are_heeded() -> Result<()> {
+    let cluster = Cluster::builder().start()?;
+    fill(&cluster, 5_000)?;
+    let mut client = cluster.connect()?;
+    // The leader is slow, so that workers come to the last rows.
+    let leader: i32 = client.query_one("SELECT pg_backend_pid()", &[])?.get(0);
+    let wait = format!("IF pg_backend_pid() = {leader} THEN PERFORM pg_sleep(0.01); END IF;");
+    slow_reader(&cluster, &wait)?;
+    client.batch_execute(&format!(
+        "{WORKERS}; CREATE TABLE h (id integer, e vector(64)) WITH (fillfactor = 40);
+         INSERT INTO h SELECT id, e FROM t"
+    ))?;
+    let mut reader = cluster.connect()?;
+    let mut old = reader
+        .build_transaction()
+        .isolation_level(postgres::IsolationLevel::RepeatableRead)
+        .start()?;
+    let seen = |row: postgres::Row| row.get::<_, i64>(0);
+    ensure!(seen(old.query_one("SELECT count(*) FROM h", &[])?) == 5_000);
+    client.execute("UPDATE h SET e = e + e WHERE id > 4990", &[])?;
+    client.batch_execute("CREATE INDEX h_e ON h USING drift ((reader(e)::vector(64)))")?;
+    let broken: bool = client
+        .query_one("SELECT indcheckxmin FROM pg_index WHERE indexrelid = 'h_e'::regclass", &[])?
+        .get(0);
+    ensure!(broken, "the index serves old snapshots");
+    ensure!(seen(old.query_one("SELECT count(*) FROM h", &[])?) == 5_000);
+    Ok(())
+}
