@@ -134,7 +134,7 @@ pub fn run(options: &Options) -> Result<()> {
     for subject in &subjects {
         prepare(&host, subject, &head, &data)?;
     }
-    make_wal_files(&host)?;
+    run_in(&host)?;
     let pool = Pool::new(&data, indexed)?;
     let results = Results {
         name: data.name.clone(),
@@ -196,15 +196,20 @@ fn writers(host: &Host, subject: &Subject, cores: &[usize], pool: &Pool) -> Resu
     Ok(sessions)
 }
 
-/// Has the server make the files of its log: a server that has run for a while uses old ones again,
-/// instead of filling new ones with zeroes first.
-fn make_wal_files(host: &Host) -> Result<()> {
+/// Puts the server into the state of one that has run for a while: it uses old files of its log
+/// again, instead of filling new ones with zeroes first, and buffers that the system has given it
+/// memory for before.
+fn run_in(host: &Host) -> Result<()> {
     let mut client = host.cluster.connect()?;
     client.batch_execute(
         "SELECT pg_logical_emit_message(false, 'bench', repeat('x', 1048576))
-         FROM generate_series(1, 3072)",
+         FROM generate_series(1, 3072);
+         CREATE UNLOGGED TABLE filler (page text);
+         ALTER TABLE filler ALTER page SET STORAGE PLAIN;
+         INSERT INTO filler SELECT repeat('x', 8000) FROM generate_series(1, 400000);
+         DROP TABLE filler",
     )?;
-    // What a checkpoint leaves of them depends on the one before, too.
+    // What a checkpoint leaves of the files depends on the one before, too.
     for _ in 0..2 {
         client.batch_execute("CHECKPOINT")?;
     }
