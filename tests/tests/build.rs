@@ -240,6 +240,60 @@ fn workers_read_the_table_too() -> Result<()> {
     Ok(())
 }
 
+/// Tables that only their own transaction sees, partitions, unlogged tables, and savepoints that are
+/// given up.
+#[test]
+fn workers_build_wherever_an_index_can_be_made() -> Result<()> {
+    let cluster = Cluster::builder().conf("log_min_messages", "debug1").start()?;
+    fill(&cluster, 4_000)?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(WORKERS)?;
+    let own = "CREATE TABLE own (LIKE t); INSERT INTO own SELECT * FROM t;";
+    let index = |table: &str| format!("CREATE INDEX ON {table} USING drift (e);");
+    let failing = "BEGIN CREATE INDEX ON own USING drift (e); PERFORM 1 / 0;
+         EXCEPTION WHEN division_by_zero THEN NULL; END";
+    for (what, table, statements) in [
+        ("in its transaction", "own", format!("BEGIN; {own} {} COMMIT", index("own"))),
+        ("in a block", "own", format!("DO $$ BEGIN {own} {} END $$", index("own"))),
+        (
+            "after a savepoint",
+            "own",
+            format!("DO $$ BEGIN {own} {failing}; {} END $$", index("own")),
+        ),
+        ("unlogged", "own", format!("{own} ALTER TABLE own SET UNLOGGED; {}", index("own"))),
+        ("some rows", "own", format!("{own} DELETE FROM own WHERE id % 3 = 0; {}", index("own"))),
+        (
+            "partitions",
+            "parted",
+            format!(
+                "CREATE TABLE parted (LIKE t) PARTITION BY RANGE (id);
+                 CREATE TABLE low PARTITION OF parted FOR VALUES FROM (0) TO (1500);
+                 CREATE TABLE high PARTITION OF parted FOR VALUES FROM (1500) TO (5000);
+                 INSERT INTO parted SELECT * FROM t; {}",
+                index("parted")
+            ),
+        ),
+        (
+            "emptied",
+            "own",
+            format!(
+                "{own} {} BEGIN; TRUNCATE own; INSERT INTO own SELECT * FROM t; COMMIT",
+                index("own")
+            ),
+        ),
+    ] {
+        let started = || cluster.log().matches("parallel worker for PID").count();
+        let before = started();
+        client.batch_execute(&statements).context(what)?;
+        ensure!(started() > before, "{what}: no worker took part");
+        for limit in [Some(20), None] {
+            compare(&mut client, table, DISTANCES[0], &query(), limit).context(what)?;
+        }
+        client.batch_execute(&format!("DROP TABLE {table}"))?;
+    }
+    require_quiet_log(&cluster.log())
+}
+
 #[test]
 fn workers_and_files_of_rows() -> Result<()> {
     let settings = Cluster::builder().conf("log_temp_files", "0");
