@@ -134,7 +134,7 @@ pub fn run(options: &Options) -> Result<()> {
     for subject in &subjects {
         prepare(&host, subject, &head, &data)?;
     }
-    run_in(&host)?;
+    warm_up(&host)?;
     let pool = Pool::new(&data, indexed)?;
     let results = Results {
         name: data.name.clone(),
@@ -199,7 +199,7 @@ fn writers(host: &Host, subject: &Subject, cores: &[usize], pool: &Pool) -> Resu
 /// Puts the server into the state of one that has run for a while: it uses old files of its log
 /// again, instead of filling new ones with zeroes first, and buffers that the system has given it
 /// memory for before.
-fn run_in(host: &Host) -> Result<()> {
+fn warm_up(host: &Host) -> Result<()> {
     let mut client = host.cluster.connect()?;
     client.batch_execute(
         "SELECT pg_logical_emit_message(false, 'bench', repeat('x', 1048576))
