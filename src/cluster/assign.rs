@@ -282,8 +282,10 @@ impl Workspace {
     ) {
         let (dim, count) = (shift.len(), rows.len());
         let tiles = count.div_ceil(TILE_ROWS);
-        self.packed.clear();
         self.packed.resize(tiles * dim * TILE_ROWS, 0.0);
+        if !count.is_multiple_of(TILE_ROWS) {
+            self.packed[(tiles - 1) * dim * TILE_ROWS..].fill(0.0);
+        }
         for (i, row) in rows.enumerate() {
             let tile = &mut self.packed[i / TILE_ROWS * dim * TILE_ROWS..][..dim * TILE_ROWS];
             let (steps, _) = tile.as_chunks_mut::<TILE_ROWS>();

@@ -1,6 +1,6 @@
 //! What a search for the nearest centroids of some rows has found so far.
 
-use crate::simd::{Tile, TilePanels, TILE_COLS, TILE_ROWS};
+use crate::simd::{vectorised, Tile, TilePanels, TILE_COLS, TILE_ROWS};
 
 const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
 
@@ -64,14 +64,39 @@ impl Nearest for u32 {
     }
 }
 
-/// The centroid of the least score among a row's columns; of equal scores the lowest number.
-pub(super) fn least(scores: &[f32], panels: &[u32]) -> u32 {
-    let (mut best, mut number) = (f32::INFINITY, 0);
+vectorised! {
+    /// The centroid of the least score among a row's columns; of equal scores the lowest number, and
+    /// of none below infinity 0.
+    pub(super) fn least(scores: &[f32], panels: &[u32]) -> u32 = least_body;
+    /// The least of the scores; what is not a number is passed over.
+    pub(super) fn least_score(scores: &[f32]) -> f32 = least_score_body;
+}
+
+#[inline(always)]
+fn least_body(scores: &[f32], panels: &[u32]) -> u32 {
+    let best = least_score_body(scores);
+    let mut number = u32::MAX;
     for (col, (&score, &panel)) in scores.iter().zip(panels).enumerate() {
         let candidate = panel * TILE_COLS as u32 + col as u32;
-        if score < best || (score == best && candidate < number) {
-            (best, number) = (score, candidate);
+        number = number.min(if score == best { candidate } else { u32::MAX });
+    }
+    if best < f32::INFINITY {
+        number
+    } else {
+        0
+    }
+}
+
+#[inline(always)]
+fn least_score_body(scores: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    let less = |x: f32, y: f32| if y < x { y } else { x };
+    let (runs, rest) = scores.as_chunks::<LANES>();
+    let mut lanes = [f32::INFINITY; LANES];
+    for run in runs {
+        for (lane, score) in lanes.iter_mut().zip(run) {
+            *lane = less(*lane, *score);
         }
     }
-    number
+    lanes.into_iter().chain(rest.iter().copied()).fold(f32::INFINITY, less)
 }

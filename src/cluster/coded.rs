@@ -8,11 +8,11 @@
 use std::sync::atomic::AtomicBool;
 
 use super::assign::PackedCentroids;
-use super::best::{least, Best, Nearest};
+use super::best::{least, least_score, Best, Nearest};
 use super::{check, Stopped};
 use crate::courtesy;
 use crate::simd::{
-    kernels, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
+    kernels, vectorised, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
 };
 
 /// Centroids below which codes save little.
@@ -148,16 +148,9 @@ impl CodedBlock {
         for (row, codes) in rows.zip(self.codes.chunks_exact_mut(groups)) {
             courtesy::give_way();
             let start = self.rows.len();
-            self.rows.extend(row.iter().zip(shift).map(|(x, shift)| x - shift));
+            let step = code_row(row, shift, &mut self.rows, codes.as_flattened_mut());
             let shifted = &self.rows[start..];
-            let widest = shifted.iter().fold(0.0f32, |widest, x| widest.max(x.abs()));
-            // A row that is not of numbers finds any centroid.
-            let step = if widest.is_finite() { widest / ROW_CODES } else { 0.0 };
-            let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
             let length = (kernels().inner_product)(shifted, shifted).sqrt();
-            for (code, x) in codes.as_flattened_mut().iter_mut().zip(shifted) {
-                *code = (x * inverse + (f32::from(ZERO) + 0.5)) as u8;
-            }
             self.scales.push(2.0 * step * coded.step);
             // A component is off by a twelfth of a squared step in the mean, and counts as much as
             // the other side's is long.
@@ -179,7 +172,7 @@ impl CodedBlock {
     ) -> T {
         let (of_codes, panels) = best.of(row);
         let mut scores: [f32; TILE_COLS] = std::array::from_fn(|col| of_codes[col]);
-        let high = scores.iter().copied().fold(f32::INFINITY, f32::min) + self.margins[row];
+        let high = least_score(&scores) + self.margins[row];
         let shifted = &self.rows[row * coded.dim..][..coded.dim];
         for (col, (score, panel)) in scores.iter_mut().zip(panels).enumerate() {
             *score = if *score <= high {
@@ -192,6 +185,35 @@ impl CodedBlock {
         }
         T::of(least(&scores, panels), of_codes, panels, number)
     }
+}
+
+vectorised! {
+    /// Appends a row less `shift` to `rows`, writes its codes, and returns what one stands for.
+    fn code_row(row: &[f32], shift: &[f32], rows: &mut Vec<f32>, codes: &mut [u8]) -> f32 =
+        code_row_body;
+}
+
+#[inline(always)]
+fn code_row_body(row: &[f32], shift: &[f32], rows: &mut Vec<f32>, codes: &mut [u8]) -> f32 {
+    let start = rows.len();
+    rows.extend(row.iter().zip(shift).map(|(x, shift)| x - shift));
+    let row = &rows[start..];
+    // Added to a small number it leaves the nearest integer in the lowest bits of the sum.
+    const MAGIC: f32 = 1.5 * (1 << 23) as f32;
+    let (runs, rest) = row.as_chunks::<16>();
+    let mut lanes = [0.0f32; 16];
+    let larger = |x: f32, y: f32| if y.abs() > x { y.abs() } else { x };
+    for run in runs {
+        lanes.iter_mut().zip(run).for_each(|(lane, x)| *lane = larger(*lane, *x));
+    }
+    let widest = lanes.iter().chain(rest).copied().fold(0.0, larger);
+    // A row that is not of numbers finds any centroid.
+    let step = if widest.is_finite() { widest / ROW_CODES } else { 0.0 };
+    let inverse = if step > 0.0 { 1.0 / step } else { 0.0 };
+    for (code, x) in codes.iter_mut().zip(row) {
+        *code = ((x * inverse + MAGIC).to_bits() as u8).wrapping_add(ZERO) & 127;
+    }
+    step
 }
 
 /// The codes of a few rows as [`CodedRows`] wants them.

@@ -8,7 +8,7 @@
 
 use super::best::Nearest;
 use super::{check, Stopped};
-use crate::simd::{kernels, select, TILE_COLS};
+use crate::simd::{kernels, select, vectorised, TILE_COLS};
 use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 
@@ -40,33 +40,42 @@ impl Default for Near {
     }
 }
 
-/// Of two near centroids in one column the farther is passed over; there are four times as many
-/// columns as others are wanted.
 impl Nearest for Near {
     fn of(place: u32, scores: &[f32], panels: &[u32], number: impl Fn(u32) -> u32) -> Near {
-        let place_of = |col: usize| panels[col] * TILE_COLS as u32 + col as u32;
-        let mut keys = [i32::MAX; TILE_COLS];
-        for (col, (key, score)) in keys.iter_mut().zip(scores).enumerate() {
-            // What is not a number is not near.
-            if *score < f32::INFINITY && place_of(col) != place {
-                *key = select::ordered(*score) & !COLUMN | col as i32;
-            }
-        }
-        // Counted without branches: which of the keys are low is not to be foreseen.
-        let mut ranks = [0i32; TILE_COLS];
-        for other in keys {
-            for (rank, key) in ranks.iter_mut().zip(&keys) {
-                *rank += i32::from(other < *key);
-            }
-        }
-        let mut others = [NO_BUCKET; CANDIDATES];
-        for (col, (rank, key)) in ranks.iter().zip(keys).enumerate() {
-            if let Some(other) = others.get_mut(*rank as usize).filter(|_| key != i32::MAX) {
-                *other = number(place_of(col));
-            }
-        }
-        Near { first: number(place), others }
+        let of = |place| if place == NO_BUCKET { NO_BUCKET } else { number(place) };
+        Near { first: number(place), others: others(place, scores, panels).map(of) }
     }
+}
+
+vectorised! {
+    /// The places near to a row beside the nearest, the nearer the earlier, and [`NO_BUCKET`] behind
+    /// the last. Of two in one column the farther is passed over; there are four times as many
+    /// columns as others are wanted.
+    fn others(place: u32, scores: &[f32], panels: &[u32]) -> [u32; CANDIDATES] = others_body;
+}
+
+#[inline(always)]
+fn others_body(place: u32, scores: &[f32], panels: &[u32]) -> [u32; CANDIDATES] {
+    let place_of = |col: usize| panels[col] * TILE_COLS as u32 + col as u32;
+    let mut keys = [i32::MAX; TILE_COLS];
+    for (col, (key, score)) in keys.iter_mut().zip(scores).enumerate() {
+        // What is not a number is not near.
+        let is_other = (*score < f32::INFINITY) & (place_of(col) != place);
+        *key = if is_other { select::ordered(*score) & !COLUMN | col as i32 } else { i32::MAX };
+    }
+    // Counted without branches: which of the keys are low is not to be foreseen.
+    let mut ranks = [0i32; TILE_COLS];
+    for other in keys {
+        for (rank, key) in ranks.iter_mut().zip(&keys) {
+            *rank += i32::from(other < *key);
+        }
+    }
+    let mut sorted = [NO_BUCKET; TILE_COLS];
+    for (col, (rank, key)) in ranks.iter().zip(keys).enumerate() {
+        sorted[*rank as usize % TILE_COLS] =
+            if key != i32::MAX { place_of(col) } else { NO_BUCKET };
+    }
+    std::array::from_fn(|nth| sorted[nth])
 }
 
 /// The bits of a score's key that tell its column, so that no two are equal.

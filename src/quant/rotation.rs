@@ -95,8 +95,9 @@ impl Rotation {
         for (round, signs) in self.signs.chunks_exact(self.padded).enumerate() {
             let first = first_of_block(round, self.padded, block);
             let span = first..first + block;
-            for at in (0..span.start).chain(span.end..self.padded) {
-                out[at] *= signs[at];
+            for rest in [0..span.start, span.end..self.padded] {
+                let rest = out[rest.clone()].iter_mut().zip(&signs[rest]);
+                rest.for_each(|(x, sign)| *x *= sign);
             }
             (kernels().hadamard)(&mut out[span.clone()], &signs[span]);
         }

@@ -221,14 +221,20 @@ pub fn encode(
     };
     let (half, top) = ((1 << (coding.bits - 1)) as f32, (1 << coding.bits) - 1);
     let (column, upper) = (place % 16, place / 16 * SIGN_GROUP);
-    let mut digits = vec![0; residual.len()];
+    let (mut few, mut many) = ([0; FEW], Vec::new());
+    let digits = match few.get_mut(..residual.len()) {
+        Some(digits) => digits,
+        None => {
+            many.resize(residual.len(), 0);
+            &mut many
+        }
+    };
     let row = GridRow { residual, centroid, middle };
-    let sums = (k.grid)(row, &Grid { inverse, half, top }, &mut digits);
-    let per_group = SIGN_GROUP / coding.bits;
-    let codes = block.as_chunks_mut::<16>().0.iter_mut();
-    for (code, digits) in codes.zip(digits.chunks_exact(per_group)) {
-        let bits = digits.iter().rev().fold(0, |bits, digits| bits << coding.bits | digits);
-        code[column] |= bits << upper;
+    let sums = (k.grid)(row, &Grid { inverse, half, top }, digits);
+    match coding.bits {
+        1 => put_digits::<4>(digits, block, column, upper),
+        2 => put_digits::<2>(digits, block, column, upper),
+        _ => put_digits::<1>(digits, block, column, upper),
     }
     let GridSums { along, lengths, product, shifted } = sums;
     let [squares, along, lengths] = [squares, along, lengths].map(f64::from);
@@ -257,6 +263,20 @@ pub fn encode(
         factors
     } else {
         SignFactors::UNKNOWN
+    }
+}
+
+/// Components whose digits are on the stack.
+const FEW: usize = 512;
+
+/// Puts digits into a column of a block, in the lower or the upper half of its bytes: `IN_GROUP`
+/// are a group's.
+fn put_digits<const IN_GROUP: usize>(digits: &[u8], block: &mut [u8], column: usize, upper: usize) {
+    let groups = block.as_chunks_mut::<16>().0.iter_mut();
+    for (group, digits) in groups.zip(digits.as_chunks::<IN_GROUP>().0) {
+        let bits =
+            digits.iter().rev().fold(0, |bits, digit| bits << (SIGN_GROUP / IN_GROUP) | digit);
+        group[column] |= bits << upper;
     }
 }
 

@@ -9,7 +9,7 @@
 
 use super::{stride, Estimate, Factors, MAX_DIM};
 use crate::metric::Metric;
-use crate::simd::kernels;
+use crate::simd::{kernels, vectorised};
 
 /// Half a unit in the last place of f32, relative, with room for terms of second order.
 const ROUND: f64 = 1.01 / (1u64 << 24) as f64;
@@ -27,6 +27,7 @@ const TOP: f64 = 127.0;
 const BLOCK: usize = 256;
 
 /// Sums `term` over two slices of one length, in eight lanes so that it can be vectorised.
+#[inline(always)]
 pub(super) fn sum<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f64) -> f64 {
     let mut lanes = [0.0; 8];
     let (a, b) = (a.chunks_exact(8), b.chunks_exact(8));
@@ -40,6 +41,7 @@ pub(super) fn sum<A: Copy, B: Copy>(a: &[A], b: &[B], term: impl Fn(A, B) -> f64
 }
 
 /// The largest absolute value; what is not a number is passed over.
+#[inline(always)]
 fn max_abs(values: &[f64]) -> f64 {
     let larger = |x: f64, y: f64| if y > x { y } else { x };
     let mut lanes = [0.0; 8];
@@ -54,6 +56,7 @@ fn max_abs(values: &[f64]) -> f64 {
 }
 
 /// Writes the nearest codes of `values`, zeroes behind them, and returns their scale.
+#[inline(always)]
 fn quantize(values: &[f64], codes: &mut [i8]) -> f32 {
     // Added to a small number it leaves the nearest integer in the lowest bits of the sum, in two
     // instructions on every processor.
@@ -69,6 +72,7 @@ fn quantize(values: &[f64], codes: &mut [i8]) -> f32 {
 }
 
 /// Length of what the codes miss of `values`, rounded up, the rounding of `values` included.
+#[inline(always)]
 fn missed(values: &[f64], codes: &[i8], scale: f32, squares: f64) -> f64 {
     let scale = f64::from(scale);
     let square = sum(values, codes, |v, code| {
@@ -120,6 +124,26 @@ pub fn encode(
 ) -> Factors {
     assert_eq!(row.len(), centroid.len(), "dimensions");
     assert!(codes.len() >= row.len(), "room for codes");
+    encode_row(metric, row, centroid, rounding, residual, codes)
+}
+
+vectorised! {
+    fn encode_row(
+        metric: Metric, row: &[f32], centroid: &[f32], rounding: f64,
+        residual: &mut Vec<f64>, codes: &mut [i8],
+    ) -> Factors = encode_body;
+    fn prepare(query: &Query, centroid: &[f32], bucket: &mut BucketQuery) = Query::for_bucket_body;
+}
+
+#[inline(always)]
+fn encode_body(
+    metric: Metric,
+    row: &[f32],
+    centroid: &[f32],
+    rounding: f64,
+    residual: &mut Vec<f64>,
+    codes: &mut [i8],
+) -> Factors {
     let squares = sum(row, row, |x, y| f64::from(x) * f64::from(y));
     let (factor, length) = match metric {
         Metric::Cosine => (to_unit(squares, row.len()).unwrap_or(f64::NAN), 1.0),
@@ -196,6 +220,11 @@ impl Query {
     /// When the centroid's length is not the query's.
     pub fn for_bucket(&self, centroid: &[f32], bucket: &mut BucketQuery) {
         assert_eq!(centroid.len(), self.values.len(), "dimensions");
+        prepare(self, centroid, bucket);
+    }
+
+    #[inline(always)]
+    fn for_bucket_body(&self, centroid: &[f32], bucket: &mut BucketQuery) {
         let dim = self.values.len();
         bucket.metric = self.metric;
         bucket.dim = dim;

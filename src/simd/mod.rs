@@ -19,8 +19,10 @@ mod scalar;
 pub mod select;
 #[cfg(test)]
 mod tests;
+mod vectorised;
 
 pub use prefetch::prefetch;
+pub(crate) use vectorised::vectorised;
 
 /// The environment variable that forces a [`Level`] by its [`Level::name`].
 pub const LEVEL_VARIABLE: &str = "DRIFT_SIMD";

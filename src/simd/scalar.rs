@@ -324,6 +324,9 @@ pub(super) fn sign_tables_body(query: &[f32], tables: &mut [u8]) -> SignScale {
     SignScale { step, least }
 }
 
+/// Added to a small number it leaves the nearest integer in the lowest bits of the sum.
+const MAGIC: f32 = 1.5 * (1 << 23) as f32;
+
 /// [`Kernels::grid`] for the compiler to vectorise with its caller's instruction set.
 #[inline(always)]
 pub(super) fn grid_body(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> GridSums {
@@ -337,10 +340,12 @@ pub(super) fn grid_body(row: GridRow<'_>, grid: &Grid, digits: &mut [u8]) -> Gri
     let columns = columns.zip(middle.as_chunks::<LANES>().0);
     for (((r, c), m), digits) in columns.zip(digits.as_chunks_mut::<LANES>().0) {
         for i in 0..LANES {
-            // What is below the grid becomes zero or less.
-            let place = ((r[i] * inverse + half) as i32).clamp(0, top);
-            let point = place as f32 - centre;
-            digits[i] = place as u8;
+            let place = r[i] * inverse + (half - 0.5);
+            // What is not a number is put at the lower end.
+            let place = if place > 0.0 { place } else { 0.0 };
+            let rounded = if place < top as f32 { place } else { top as f32 } + MAGIC;
+            let point = rounded - MAGIC - centre;
+            digits[i] = rounded.to_bits() as u8;
             along[i] += r[i] * point;
             lengths[i] += point * point;
             product[i] += r[i] * c[i];
@@ -400,8 +405,6 @@ pub(super) fn finish_bounds(
 /// [`Kernels::quantize`] for the compiler to vectorise with its caller's instruction set.
 #[inline(always)]
 pub(super) fn quantize_body(values: &[f32], shift: &[f32], codes: &mut [i8]) -> f32 {
-    /// Added to a small number it leaves the nearest integer in the lowest bits of the sum.
-    const MAGIC: f32 = 1.5 * (1 << 23) as f32;
     const TOP: f32 = 127.0;
     let n = values.len().min(shift.len()).min(codes.len());
     let (values, values_rest) = values[..n].as_chunks::<LANES>();
