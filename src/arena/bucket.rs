@@ -23,8 +23,10 @@ pub struct SignCodes<'a> {
     pub spilled: &'a [SpilledRow],
 }
 
-/// Rows whose leads the processor is asked for ahead of their turn: they are scattered.
+/// Rows that the processor is asked for ahead of their turn, for they are scattered, and how much of
+/// each vector.
 const ROWS_AHEAD: usize = 4;
+const BYTES_AHEAD: usize = 2048;
 
 /// The codes of one bucket, ready to be written.
 #[derive(Clone, Debug, Default)]
@@ -37,11 +39,13 @@ pub struct EncodedBucket {
     pub(super) codes: Vec<i8>,
 }
 
-/// What is known of rows before they are encoded: their components with a code, and squared lengths,
-/// under cosine those of the rows at length one, or not a number where a row as it is stored has no
-/// length that f32 holds.
+/// Rows in memory, and what is known of them before they are encoded: their components with a code,
+/// and squared lengths, under cosine those of the rows at length one, or not a number where a row as
+/// it is stored has no length that f32 holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Leads<'l> {
+    /// The rows as they are stored, row-major.
+    pub vectors: &'l [f32],
     /// Components with a code, row-major, [`Projection::lead`](crate::quant::Projection::lead) each.
     pub components: &'l [f32],
     /// Squared lengths.
@@ -64,14 +68,15 @@ impl<'l> Leads<'l> {
         }
     }
 
-    /// The row of this number in the segment, with so many components.
-    fn row(&self, row: u64, width: usize, vector: &'l [f32]) -> Row<'l> {
+    /// The row of this number in the segment, with so many components with a code.
+    fn row(&self, row: u64, width: usize, dim: usize) -> Row<'l> {
         let nth = self.order[row as usize] as usize;
+        let vector = &self.vectors[nth * dim..][..dim];
         let lead = &self.components[nth * width..][..width];
         Row { vector, lead, square: Some(self.squares[nth]) }
     }
 
-    /// Asks the processor for what [`Leads::row`] reads, if there is such a row.
+    /// Asks the processor for what is known of a row, if there is such a row.
     fn prefetch(&self, row: u64, width: usize) {
         if let Some(nth) = self.order.get(row as usize) {
             let nth = *nth as usize;
@@ -79,12 +84,20 @@ impl<'l> Leads<'l> {
             prefetch(bytemuck::bytes_of(&self.squares[nth]));
         }
     }
+
+    /// The same for its vector, of which the begin is enough: the processor's own prefetching goes on
+    /// from there.
+    fn prefetch_vector(&self, row: u64, dim: usize) {
+        if let Some(nth) = self.order.get(row as usize) {
+            let vector: &[u8] = bytemuck::cast_slice(&self.vectors[*nth as usize * dim..][..dim]);
+            prefetch(&vector[..vector.len().min(BYTES_AHEAD)]);
+        }
+    }
 }
 
 /// A row to be encoded.
 #[derive(Clone, Copy)]
 struct Row<'v> {
-    /// Not needed of a spilled row of which the rest is known.
     vector: &'v [f32],
     /// Its components with a code; empty where nothing was learned and they are those of the
     /// rotated row.
@@ -183,9 +196,9 @@ impl<'r> Encoder<'r> {
     }
 }
 
-/// Encodes a run of a plan's entries on the current rayon pool. `vectors` has, row-major, the own
-/// rows of all entries in order, and behind these, where there are no `leads`, the rows spilled into
-/// each in order.
+/// Encodes a run of a plan's entries on the current rayon pool. Where there are no `leads`, `vectors`
+/// has, row-major, the own rows of all entries in order, and behind these the rows spilled into each
+/// in order.
 pub fn encode_run(
     metric: Metric,
     routing: &RoutingArena,
@@ -219,18 +232,22 @@ pub fn encode_run(
         lead: &made[nth * lead..(nth + 1) * lead],
         square: None,
     };
-    // A row at its place among the vectors, and in the segment. An own one that is rotated anyway
-    // has its lead there.
-    let of_own = leads.filter(|_| projection.is_learned());
-    let own = |nth: usize, row: u64| match of_own {
+    // A row at its place among the vectors, and in the segment.
+    let own = |nth: usize, row: u64| match leads {
         Some(leads) => {
-            leads.prefetch(row + ROWS_AHEAD as u64, width);
-            leads.row(row, width, vector(nth))
+            leads.prefetch_vector(row + ROWS_AHEAD as u64, dim);
+            if projection.is_learned() {
+                leads.prefetch(row + ROWS_AHEAD as u64, width);
+                leads.row(row, width, dim)
+            } else {
+                // It is rotated anyway, and has its lead there.
+                Row { lead: &[], square: None, ..leads.row(row, width, dim) }
+            }
         }
         None => unknown(nth),
     };
     let spilled = |nth: usize, row: u64| match leads {
-        Some(leads) => leads.row(row, width, &[]),
+        Some(leads) => leads.row(row, width, dim),
         None => unknown(nth),
     };
     entries

@@ -5,8 +5,8 @@ use super::background::pace::breathe;
 use super::crew::Crew;
 use super::sweep::arena_place;
 use crate::arena::{
-    encode_run, Arena, ArenaError, BucketShape as ArenaBucket, Identity as ArenaIdentity, Layout,
-    Leads, Merge, Origin, Plan, RoutingArena, Writer,
+    encode_run, Arena, ArenaError, BucketShape as ArenaBucket, EncodedBucket,
+    Identity as ArenaIdentity, Layout, Leads, Merge, Origin, Plan, RoutingArena, Writer,
 };
 use crate::cluster::{Router, Stopped};
 use crate::courtesy;
@@ -26,7 +26,7 @@ pub trait VectorSource {
     /// Appends the vector of one row.
     fn row(&mut self, row: u64, out: &mut Vec<f32>) -> Read<()>;
 
-    /// What else is known of the rows.
+    /// What is known of the rows, if all of them are in memory.
     fn leads(&self) -> Option<Leads<'_>>;
 }
 
@@ -190,15 +190,23 @@ impl ArenaBuilder<'_> {
         }
         let (directory, name) = arena_place(self.index, id);
         let mut writer = Writer::create(&directory, &name, self.layout(id, shapes, plan)?)?;
+        // Written while the next ones are copied.
+        let mut copied = Vec::new();
         for group in self.groups(&all_rows(plan)) {
             let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
             breathe();
-            let copied = self.crew.run_beside(|_| merge.copy_run(group), || beside(own))?;
-            for bucket in &copied {
-                courtesy::give_way();
-                writer.push_bucket(bucket)?;
-            }
+            let mut written = Ok(());
+            let next = self.crew.run_beside(
+                |_| merge.copy_run(group),
+                || {
+                    written = push_buckets(&mut writer, &copied);
+                    beside(own);
+                },
+            );
+            written?;
+            copied = next?;
         }
+        push_buckets(&mut writer, &copied)?;
         writer.finish()
     }
 
@@ -305,29 +313,33 @@ impl ArenaBuilder<'_> {
         mut beside: impl FnMut(usize),
     ) -> Read<Result<Arena, ArenaError>> {
         let mut vectors = Vec::new();
+        // Written while the next ones are made.
+        let mut encoded = Vec::new();
         for group in self.groups(&all_rows(plan)) {
             vectors.clear();
             let own: usize = plan.shapes()[group.clone()].iter().map(|s| s.rows as usize).sum();
-            source.block(plan.first_row(group.start), own, &mut vectors)?;
-            let has_leads = source.leads().is_some();
-            for entry in group.clone().filter(|_| !has_leads) {
-                for spilled in plan.spilled(entry) {
-                    source.row(plan.row(*spilled), &mut vectors)?;
-                }
-                breathe();
-            }
-            let (metric, routing) = (self.metric, self.routing);
-            let (leads, entries) = (source.leads(), group.clone());
-            let encode = |_: &_| encode_run(metric, routing, plan, entries, &vectors, leads);
-            let encoded = self.crew.run_beside(encode, || beside(own));
-            for bucket in &encoded {
-                courtesy::give_way();
-                if let Err(error) = writer.push_bucket(bucket) {
-                    return Ok(Err(error));
+            if source.leads().is_none() {
+                source.block(plan.first_row(group.start), own, &mut vectors)?;
+                for entry in group.clone() {
+                    for spilled in plan.spilled(entry) {
+                        source.row(plan.row(*spilled), &mut vectors)?;
+                    }
+                    breathe();
                 }
             }
+            let (metric, routing, leads) = (self.metric, self.routing, source.leads());
+            let encode = |_: &_| encode_run(metric, routing, plan, group, &vectors, leads);
+            let mut written = Ok(());
+            let next = self.crew.run_beside(encode, || {
+                written = push_buckets(&mut writer, &encoded);
+                beside(own);
+            });
+            if let Err(error) = written {
+                return Ok(Err(error));
+            }
+            encoded = next;
         }
-        Ok(writer.finish())
+        Ok(push_buckets(&mut writer, &encoded).and_then(|()| writer.finish()))
     }
 
     /// Runs of buckets with about [`GROUP_BYTES`] of vectors, or one bucket.
@@ -347,6 +359,13 @@ impl ArenaBuilder<'_> {
         }
         groups
     }
+}
+
+fn push_buckets(writer: &mut Writer, buckets: &[EncodedBucket]) -> Result<(), ArenaError> {
+    buckets.iter().try_for_each(|bucket| {
+        courtesy::give_way();
+        writer.push_bucket(bucket)
+    })
 }
 
 /// The buckets with how many rows each has of its own.

@@ -63,8 +63,8 @@ impl KnownLeads {
             });
     }
 
-    /// The same where the rows of a segment have this order.
-    pub fn ordered<'l>(&'l self, order: &'l [u32]) -> Leads<'l> {
-        Leads { components: &self.components, squares: &self.squares, order }
+    /// The same with their vectors, where the rows of a segment have this order.
+    pub fn ordered<'l>(&'l self, vectors: &'l [f32], order: &'l [u32]) -> Leads<'l> {
+        Leads { vectors, components: &self.components, squares: &self.squares, order }
     }
 }

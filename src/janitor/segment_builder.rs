@@ -229,7 +229,7 @@ impl SegmentBuilder<'_> {
         let shapes = BucketShapes::of(&assigned.buckets, sorter.router.len());
         let order = shapes.sort(&assigned.buckets);
         let second = ordered(&assigned.second, &order);
-        let leads = assigned.leads.as_ref().map(|leads| leads.ordered(&order));
+        let leads = assigned.leads.as_ref().map(|leads| leads.ordered(vectors, &order));
         let mut source = RowsInMemory { dims: self.dims, vectors, order: &order, leads };
         let arena = self.arenas(sorter).in_memory(shapes.table(), &second, &mut source)?;
         Ok(arena.map(|arena| (arena, order)))
@@ -271,7 +271,7 @@ impl SegmentBuilder<'_> {
             (tids[nth], body)
         };
         let second = ordered(&second, &order);
-        let leads = leads.as_ref().map(|leads| leads.ordered(&order));
+        let leads = leads.as_ref().map(|leads| leads.ordered(vectors, &order));
         let mut source = RowsInMemory { dims, vectors, order: &order, leads };
         let (id, rows) = (writer.id(), store.len());
         let beside = |rows| writer.write_rows(rows, row);

@@ -111,19 +111,22 @@ impl Index {
                 };
                 let mut encoded = encode(&vectors, None);
                 if sign::are_used(metric, dim) {
-                    // The same from what is known of rows that have been assigned.
-                    let (order, flat) = (Vec::from_iter(0..rows.len() as u32), flat(&rows));
+                    // The same from what is known of rows that have been assigned, in another order.
+                    let order: Vec<u32> = (0..rows.len() as u32).rev().collect();
+                    let rows: Vec<Vec<f32>> = rows.iter().rev().cloned().collect();
+                    let (stored, flat) = (rows.concat(), flat(&rows));
                     let points = router.space().project_rows(&flat, &STOP).unwrap();
                     let lead = routing.projection().lead();
                     let points = points.chunks_exact(components);
                     let squares = rows.iter().zip(flat.chunks_exact(dim));
                     let squares = squares.map(|(row, flat)| Leads::square(metric, row, flat));
                     let leads = Leads {
+                        vectors: &stored,
                         components: &points.flat_map(|p| &p[..lead]).copied().collect::<Vec<_>>(),
                         squares: &squares.collect::<Vec<f32>>(),
                         order: &order,
                     };
-                    let known = encode(&rows.concat(), Some(leads));
+                    let known = encode(&[], Some(leads));
                     if metric == Metric::Cosine {
                         encoded = known;
                     } else {
