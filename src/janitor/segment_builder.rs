@@ -9,6 +9,7 @@ use super::router;
 use super::routing;
 use super::rows::RowStore;
 use super::segment_writer::{Body, BucketShapes, SegmentWriter};
+use super::sorter::Sorter;
 use crate::arena::{Arena, RoutingArena};
 use crate::cluster::{Router, Stopped, Trained};
 use crate::courtesy;
@@ -19,6 +20,7 @@ use crate::search::{Calibration, Trial};
 use crate::simd::kernels;
 use rayon::prelude::*;
 use std::borrow::Cow;
+use std::rc::Rc;
 
 /// What all steps of one segment need.
 pub struct SegmentBuilder<'j> {
@@ -32,12 +34,6 @@ pub struct SegmentBuilder<'j> {
     pub crew: &'j Crew,
     /// Who is told.
     pub progress: Progress,
-}
-
-/// The stored router of an index, and its arena.
-pub struct Sorter {
-    router: Router,
-    routing: RoutingArena,
 }
 
 /// Where rows belong.
@@ -64,13 +60,6 @@ pub struct OnLog {
     pub places: Vec<u32>,
     /// What is added to the places of each segment's rows that is merged with them.
     pub first_places: Vec<u32>,
-}
-
-impl Sorter {
-    /// The router, as searches see it.
-    pub fn routing(&self) -> &RoutingArena {
-        &self.routing
-    }
 }
 
 impl SegmentBuilder<'_> {
@@ -113,10 +102,8 @@ impl SegmentBuilder<'_> {
     ///
     /// # Errors
     /// What reading its pages gave.
-    pub fn sorter(&self, stored: &RouterRef) -> Read<Sorter> {
-        let (router, routing) =
-            routing::load_with_router(self.index, self.metric, self.dims, stored)?;
-        Ok(Sorter { router, routing })
+    pub fn sorter(&self, stored: &RouterRef) -> Read<Rc<Sorter>> {
+        Sorter::open(self.index, self.metric, self.dims, stored)
     }
 
     /// Finds the buckets of all rows.

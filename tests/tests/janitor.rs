@@ -100,6 +100,30 @@ fn slow_job(cluster: &Cluster, database: &str) -> Result<Client> {
 }
 
 #[test]
+fn a_worker_flushes_indexes_in_turns_and_across_trainings() -> Result<()> {
+    let cluster = preloaded().start()?;
+    let mut client = cluster.connect()?;
+    table(&mut client, 64)?;
+    client.batch_execute("CREATE TABLE u (LIKE t); CREATE INDEX u_e ON u USING drift (e)")?;
+    for round in 0..40 {
+        insert(&mut client, 64, round * 250 + 1, round * 250 + 250)?;
+        client.batch_execute("INSERT INTO u SELECT id, e FROM t ORDER BY id DESC LIMIT 250")?;
+    }
+    let query: String = client.query_one("SELECT wave(77, 64)::text", &[])?.get(0);
+    for name in ["t", "u"] {
+        let info = format!("drift_index_info('{name}_e')");
+        wait_until(&mut client, &format!("(SELECT log_rows < 1000 FROM {info})"))?;
+        let buckets: i64 =
+            client.query_one(&format!("SELECT buckets::bigint FROM {info}"), &[])?.get(0);
+        ensure!(buckets > 20, "trained anew as it grew: {buckets}");
+        for limit in [Some(10), None] {
+            compare(&mut client, name, DISTANCES[0], &query, limit)?;
+        }
+    }
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
 fn logs_are_flushed_without_vacuum_and_workers_leave() -> Result<()> {
     let cluster = preloaded().start()?;
     let mut client = cluster.connect()?;

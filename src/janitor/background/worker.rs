@@ -4,7 +4,7 @@ use super::board::{Next, Ticket, ARENAS, FLUSH, TIDY};
 use super::{handlers, kinds, now, pace, reload_settings, settings, shared};
 use crate::allocator;
 use crate::janitor::{
-    flush, rebuild_missing, sweep_database, sweep_if_idle, tidy, Flushed, JobLock,
+    flush, keep_sorters, rebuild_missing, sweep_database, sweep_if_idle, tidy, Flushed, JobLock,
 };
 use crate::page::{Fault, Index, OrRaise, Read};
 use pgrx::{pg_guard, pg_sys, PgLogLevel, PgSqlErrorCode, PgTryBuilder};
@@ -71,6 +71,7 @@ pub extern "C-unwind" fn drift_janitor_worker(argument: pg_sys::Datum) {
 /// neither of two jobs needed goes between them, and all when the worker leaves.
 fn keep_memory() {
     allocator::keep();
+    keep_sorters();
     // SAFETY: plain calls on the process's only thread; a refused one changes nothing.
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     unsafe {
