@@ -12,8 +12,8 @@ use crate::page::{
     VectorReader, View,
 };
 use crate::search::{Bucket, Calibration, Coded, Rows};
+use rustc_hash::FxHashMap;
 use std::cell::{Cell, OnceCell, RefCell};
-use std::collections::HashMap;
 use std::rc::Rc;
 
 /// The segments and the router of one manifest.
@@ -52,7 +52,7 @@ const MOST_EXPECTED: usize = 2_000;
 const KEPT: usize = 64;
 
 thread_local! {
-    static SNAPSHOTS: RefCell<HashMap<(u32, u32, u32), Rc<Snapshot>>> = RefCell::default();
+    static SNAPSHOTS: RefCell<FxHashMap<(u32, u32, u32), Rc<Snapshot>>> = RefCell::default();
 }
 
 impl Snapshot {

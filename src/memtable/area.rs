@@ -35,7 +35,7 @@ static AREA: AtomicPtr<Area> = AtomicPtr::new(std::ptr::null_mut());
 pub struct Pool {
     /// Counts the times chunks were given back.
     pub released: AtomicU32,
-    /// Where to look for a free chunk first.
+    /// Where to look for a free chunk first: about all before it are taken.
     pub hint: AtomicU32,
 }
 

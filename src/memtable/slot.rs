@@ -15,8 +15,8 @@ use crate::metric::Metric;
 use crate::page::{Index, LogStart, Tid, View};
 use giving::evict;
 use pgrx::pg_sys;
-use std::cell::RefCell;
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
+use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 
 /// Generations of a slot: one that is added to, one that is being flushed, and one for a flush
@@ -96,7 +96,9 @@ pub struct Generation {
 
 thread_local! {
     /// Where this backend last found an index.
-    static PLACES: RefCell<HashMap<(u32, u32, u32), usize>> = RefCell::default();
+    static PLACES: RefCell<FxHashMap<(u32, u32, u32), usize>> = RefCell::default();
+    /// The shape of rows of so many dimensions.
+    static SHAPE: Cell<(usize, Option<Shape>)> = const { Cell::new((0, None)) };
 }
 
 /// The chunks of one generation.
@@ -140,12 +142,14 @@ impl Held {
         if !is_its(held.slot()) {
             return None;
         }
-        PLACES.with_borrow_mut(|places| {
-            if places.len() > super::area::SLOTS {
-                places.clear();
-            }
-            places.insert(file, number);
-        });
+        if known != Some(number) {
+            PLACES.with_borrow_mut(|places| {
+                if places.len() > super::area::SLOTS {
+                    places.clear();
+                }
+                places.insert(file, number);
+            });
+        }
         Some(held)
     }
 
@@ -260,19 +264,21 @@ impl Held {
     /// Gives a generation's chunks back.
     fn release(&self, generation: usize) {
         let owner = self.owner(generation);
-        let mut any = false;
-        for place in self.area.owners() {
+        let mut lowest = None;
+        for (nth, place) in self.area.owners().iter().enumerate() {
             if place.load(Ordering::Relaxed) == owner {
                 place.store(0, Ordering::Release);
-                any = true;
+                lowest.get_or_insert(nth as u32);
             }
         }
         if let Some(generation) = self.slot().generations.get(generation) {
             generation.chunks.store(0, Ordering::Relaxed);
             generation.header.clear();
         }
-        if any {
-            self.area.pool().released.fetch_add(1, Ordering::Relaxed);
+        if let Some(lowest) = lowest {
+            let pool = self.area.pool();
+            pool.hint.fetch_min(lowest, Ordering::Relaxed);
+            pool.released.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -334,6 +340,8 @@ impl Held {
         Some(chunk)
     }
 
+    /// The lowest free chunk, about: processes have touched those before, and may still have them in
+    /// their caches.
     fn free_chunk(&self, generation: usize) -> Option<u32> {
         let owners = self.area.owners();
         let pool = self.area.pool();
@@ -434,7 +442,14 @@ impl Slot {
     }
 
     fn shape(&self) -> Option<Shape> {
-        Shape::new(self.dims.load(Ordering::Relaxed) as usize, CHUNK_WORDS)
+        let dims = self.dims.load(Ordering::Relaxed) as usize;
+        let (known, shape) = SHAPE.get();
+        if known == dims {
+            return shape;
+        }
+        let shape = Shape::new(dims, CHUNK_WORDS);
+        SHAPE.set((dims, shape));
+        shape
     }
 
     /// Components of its vectors.
