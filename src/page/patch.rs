@@ -115,23 +115,23 @@ impl<'p> Record<'p> {
         // and their data lives until the record is inserted. Only the WAL functions can fail in the
         // critical section, which stops the server as it must.
         unsafe {
-            if is_logged {
-                pg_sys::XLogBeginInsert();
-            }
             pg_sys::CritSectionCount += 1;
+            if is_logged {
+                unguarded::XLogBeginInsert();
+            }
             for (nth, (page, part)) in self.parts.iter_mut().enumerate() {
                 let bytes = &mut *pg_sys::BufferGetBlock(page.buffer()).cast::<[u8; PAGE]>();
                 match part {
                     Part::Patched(patch) => apply(&patch.fragments, bytes),
                     Part::Filled(image) => bytes.copy_from_slice(&image.0),
                 }
-                pg_sys::MarkBufferDirty(page.buffer());
+                unguarded::MarkBufferDirty(page.buffer());
                 if is_logged {
                     register(nth as u8, page, part);
                 }
             }
             if is_logged {
-                let lsn = pg_sys::XLogInsert(pg_sys::RmgrIds::RM_GENERIC_ID as u8, 0);
+                let lsn = unguarded::XLogInsert(pg_sys::RmgrIds::RM_GENERIC_ID as u8, 0);
                 let lsn =
                     pg_sys::PageXLogRecPtr { xlogid: (lsn >> 32) as u32, xrecoff: lsn as u32 };
                 for (page, _) in &self.parts {
@@ -144,23 +144,38 @@ impl<'p> Record<'p> {
     }
 }
 
+/// PostgreSQL's functions for a critical section, without what catches their errors: in there an
+/// error stops the server and does not come back.
+mod unguarded {
+    use pgrx::pg_sys::{Buffer, RmgrId, XLogRecPtr};
+    use std::ffi::{c_char, c_int};
+
+    unsafe extern "C-unwind" {
+        pub fn MarkBufferDirty(buffer: Buffer);
+        pub fn XLogBeginInsert();
+        pub fn XLogRegisterBuffer(block_id: u8, buffer: Buffer, flags: u8);
+        pub fn XLogRegisterBufData(block_id: u8, data: *mut c_char, len: c_int);
+        pub fn XLogInsert(rmid: RmgrId, info: u8) -> XLogRecPtr;
+    }
+}
+
 /// Makes a page the `nth` of the WAL record that has been begun.
 ///
 /// # Safety
-/// The page is locked for writing and has been changed, and the part lives until the record is
-/// inserted.
+/// In a critical section. The page is locked for writing and has been changed, and the part lives
+/// until the record is inserted.
 unsafe fn register(nth: u8, page: &Locked, part: &mut Part) {
     // SAFETY: the caller's promise.
     unsafe {
         match part {
             Part::Patched(patch) => {
-                pg_sys::XLogRegisterBuffer(nth, page.buffer(), pg_sys::REGBUF_STANDARD as u8);
+                unguarded::XLogRegisterBuffer(nth, page.buffer(), pg_sys::REGBUF_STANDARD as u8);
                 let (data, len) = (patch.fragments.as_mut_ptr(), patch.fragments.len());
-                pg_sys::XLogRegisterBufData(nth, data.cast(), len as i32);
+                unguarded::XLogRegisterBufData(nth, data.cast(), len as i32);
             }
             Part::Filled(_) => {
                 let flags = pg_sys::REGBUF_FORCE_IMAGE | pg_sys::REGBUF_STANDARD;
-                pg_sys::XLogRegisterBuffer(nth, page.buffer(), flags as u8);
+                unguarded::XLogRegisterBuffer(nth, page.buffer(), flags as u8);
             }
         }
     }
