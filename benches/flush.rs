@@ -19,7 +19,7 @@ use drift_pg::metric::Metric;
 use drift_pg::quant::sign;
 
 /// Rows of a log.
-const LOGS: [usize; 3] = [4_000, 16_000, 64_000];
+const LOGS: [usize; 5] = [1_000, 2_000, 4_000, 16_000, 64_000];
 /// Rows that the router is made for, at most.
 const MOST_TRAINED: usize = 200_000;
 /// Logs of each size, at most.
