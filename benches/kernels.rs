@@ -4,8 +4,8 @@
 
 use criterion::{criterion_group, criterion_main, BenchmarkId, Criterion, Throughput};
 use drift_pg::simd::{
-    kernels_at, sign_block_bytes, CodedCols, CodedRows, Kernels, Level, SignRows, SignTerms,
-    SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
+    kernels_at, sign_block_bytes, CodedBest, CodedCols, CodedRows, Kernels, Level, SignRows,
+    SignTerms, SIGN_BLOCK, SIGN_GROUP, TILE_COLS, TILE_ROWS,
 };
 use std::hint::black_box;
 
@@ -114,15 +114,18 @@ fn products_of_codes(c: &mut Criterion) {
     for dim in DIMS {
         let rows: Vec<u8> = bytes(dim * TILE_ROWS).into_iter().map(|x| x / 2).collect();
         let cols: Vec<i8> = bytes(dim * TILE_COLS).into_iter().map(|x| x as i8).collect();
-        let rows = CodedRows { codes: &rows, scales: &[1.0; TILE_ROWS] };
-        let cols = CodedCols { codes: &cols, starts: &[0; TILE_COLS], norms: &[1.0; TILE_COLS] };
-        let mut best = [f32::INFINITY; TILE_ROWS * TILE_COLS];
-        let mut panels = [0; TILE_ROWS * TILE_COLS];
+        let tile = std::array::from_fn(|r| r as u32);
+        let rows = CodedRows { codes: &rows, dim, scales: &[1.0; TILE_ROWS], tile: &tile };
+        let (starts, norms) = (&[0; TILE_COLS], &[1.0; TILE_COLS]);
+        let cols = CodedCols { codes: &cols, starts, norms, scale: 1.0 };
+        let mut scores = [[f32::INFINITY; TILE_COLS]; TILE_ROWS];
+        let mut panels = [[0; TILE_COLS]; TILE_ROWS];
         group.throughput(Throughput::Elements((dim * TILE_ROWS * TILE_COLS) as u64));
         for k in levels() {
             group.bench_function(BenchmarkId::new(k.level.name(), dim), |bench| {
                 bench.iter(|| {
-                    (k.tile_nearest_coded)(black_box(rows), cols, 1, &mut best, &mut panels);
+                    let best = CodedBest { scores: &mut scores, panels: &mut panels };
+                    (k.tile_nearest_coded)(black_box(rows), cols, 1, best);
                 });
             });
         }

@@ -1,6 +1,6 @@
 //! What a search for the nearest centroids of some rows has found so far.
 
-use crate::simd::{vectorised, Tile, TilePanels, TILE_COLS, TILE_ROWS};
+use crate::simd::{vectorised, CodedBest, Tile, TilePanels, TILE_COLS, TILE_ROWS};
 
 const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
 
@@ -8,30 +8,35 @@ const TILE_LEN: usize = TILE_ROWS * TILE_COLS;
 /// that has it.
 #[derive(Default)]
 pub(super) struct Best {
-    scores: Vec<Tile>,
-    panels: Vec<TilePanels>,
+    scores: Vec<[f32; TILE_COLS]>,
+    panels: Vec<[u32; TILE_COLS]>,
 }
 
 impl Best {
     /// Forgets all, and takes so many rows.
     pub fn clear(&mut self, rows: usize) {
-        let tiles = rows.div_ceil(TILE_ROWS);
+        let rows = rows.next_multiple_of(TILE_ROWS);
         self.scores.clear();
-        self.scores.resize(tiles, [f32::INFINITY; TILE_LEN]);
+        self.scores.resize(rows, [f32::INFINITY; TILE_COLS]);
         self.panels.clear();
-        self.panels.resize(tiles, [0; TILE_LEN]);
+        self.panels.resize(rows, [0; TILE_COLS]);
+    }
+
+    /// All rows, for a kernel that is told which of them.
+    pub fn rows_mut(&mut self) -> CodedBest<'_> {
+        CodedBest { scores: &mut self.scores, panels: &mut self.panels }
     }
 
     /// The tiles of rows, as kernels want them.
     pub fn tiles_mut(&mut self) -> impl Iterator<Item = (&mut Tile, &mut TilePanels)> {
-        self.scores.iter_mut().zip(&mut self.panels)
+        let (scores, _) = self.scores.as_flattened_mut().as_chunks_mut::<TILE_LEN>();
+        let (panels, _) = self.panels.as_flattened_mut().as_chunks_mut::<TILE_LEN>();
+        scores.iter_mut().zip(panels)
     }
 
     /// The scores of a row and their panels.
     pub fn of(&self, row: usize) -> (&[f32], &[u32]) {
-        let (tile, first) = (row / TILE_ROWS, row % TILE_ROWS * TILE_COLS);
-        let columns = first..first + TILE_COLS;
-        (&self.scores[tile][columns.clone()], &self.panels[tile][columns])
+        (&self.scores[row], &self.panels[row])
     }
 
     /// What is kept of a row's search; `number` is that of the centroid at a place.
@@ -42,11 +47,8 @@ impl Best {
 
     /// Takes for a row what was found for another.
     pub fn copy(&mut self, row: usize, other: &Best, of: usize) {
-        let (tile, first) = (row / TILE_ROWS, row % TILE_ROWS * TILE_COLS);
-        let columns = first..first + TILE_COLS;
-        let (scores, panels) = other.of(of);
-        self.scores[tile][columns.clone()].copy_from_slice(scores);
-        self.panels[tile][columns].copy_from_slice(panels);
+        self.scores[row] = other.scores[of];
+        self.panels[row] = other.panels[of];
     }
 }
 

@@ -12,7 +12,7 @@ use super::best::{least, least_score, Best, Nearest};
 use super::{check, Stopped};
 use crate::courtesy;
 use crate::simd::{
-    kernels, vectorised, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
+    kernels, vectorised, CodedBest, CodedCols, CodedRows, CODE_GROUP, TILE_COLS, TILE_ROWS,
 };
 
 /// Centroids below which codes save little.
@@ -106,6 +106,7 @@ impl CodedCentroids {
             codes: &self.codes[panel * len..][..len],
             starts: &self.starts[panel],
             norms: packed.norms(panel),
+            scale: 2.0 * self.step,
         }
     }
 
@@ -126,13 +127,14 @@ pub(super) struct CodedBlock {
     rows: Vec<f32>,
     /// Row-major, in whole groups.
     codes: Vec<[u8; CODE_GROUP]>,
-    scales: Vec<f32>,
+    /// What a code of each row stands for.
+    steps: Vec<f32>,
     /// What the scores of a row may be off by.
     margins: Vec<f32>,
 }
 
 impl CodedBlock {
-    /// Codes the rows, and forgets earlier ones.
+    /// Codes the rows, to be compared with these centroids, and forgets earlier ones.
     pub fn code<'a>(
         &mut self,
         rows: impl ExactSizeIterator<Item = &'a [f32]>,
@@ -141,7 +143,7 @@ impl CodedBlock {
     ) {
         let groups = coded.code_groups();
         self.rows.clear();
-        self.scales.clear();
+        self.steps.clear();
         self.margins.clear();
         self.codes.clear();
         self.codes.resize(rows.len() * groups, [ZERO; CODE_GROUP]);
@@ -151,13 +153,55 @@ impl CodedBlock {
             let step = code_row(row, shift, &mut self.rows, codes.as_flattened_mut());
             let shifted = &self.rows[start..];
             let length = (kernels().inner_product)(shifted, shifted).sqrt();
-            self.scales.push(2.0 * step * coded.step);
+            self.steps.push(step);
             // A component is off by a twelfth of a squared step in the mean, and counts as much as
             // the other side's is long.
             let of_row = step * step * coded.length * coded.length;
             let of_centroid = coded.step * coded.step * length * length;
             self.margins.push(DEVIATIONS * 2.0 * ((of_row + of_centroid) / 12.0).sqrt());
         }
+    }
+
+    /// Looks for nearer centroids in a panel, for the rows of a tile.
+    pub fn search(
+        &self,
+        tile: &[u32; TILE_ROWS],
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        panel: usize,
+        best: CodedBest<'_>,
+    ) {
+        let (rows, cols) = (self.from(0, coded, tile), coded.panel(packed, panel));
+        (kernels().tile_nearest_coded)(rows, cols, panel as u32, best);
+    }
+
+    /// The scores of a panel's centroids, for rows with numbers from `first` on.
+    pub fn scores(
+        &self,
+        first: usize,
+        packed: &PackedCentroids,
+        coded: &CodedCentroids,
+        panel: usize,
+    ) -> [[f32; TILE_COLS]; TILE_ROWS] {
+        let tile = tile_of(0..(self.steps.len() - first) as u32);
+        let (rows, cols) = (self.from(first, coded, &tile), coded.panel(packed, panel));
+        // Of one panel, the best of each column is its only one.
+        let mut scores = [[f32::INFINITY; TILE_COLS]; TILE_ROWS];
+        let best = CodedBest { scores: &mut scores, panels: &mut [[0; TILE_COLS]; TILE_ROWS] };
+        (kernels().tile_nearest_coded)(rows, cols, panel as u32, best);
+        scores
+    }
+
+    /// Rows for a kernel, which counts them from `first` on.
+    fn from<'a>(
+        &'a self,
+        first: usize,
+        coded: &CodedCentroids,
+        tile: &'a [u32; TILE_ROWS],
+    ) -> CodedRows<'a> {
+        let groups = coded.code_groups();
+        let codes = self.codes[first * groups..].as_flattened();
+        CodedRows { codes, dim: groups * CODE_GROUP, scales: &self.steps[first..], tile }
     }
 
     /// What was found for a row; `number` is that of the centroid at a place. But for the nearest,
@@ -216,43 +260,17 @@ fn code_row_body(row: &[f32], shift: &[f32], rows: &mut Vec<f32>, codes: &mut [u
     step
 }
 
-/// The codes of a few rows as [`CodedRows`] wants them.
-#[derive(Default)]
-pub(super) struct CodedTile {
-    codes: Vec<[u8; CODE_GROUP]>,
-    scales: [f32; TILE_ROWS],
-}
-
-impl CodedTile {
-    /// Copies those of some rows of a block, `TILE_ROWS` at most.
-    pub fn fill(
-        &mut self,
-        block: &CodedBlock,
-        coded: &CodedCentroids,
-        rows: impl Iterator<Item = usize>,
-    ) {
-        let groups = coded.code_groups();
-        self.codes.resize(groups * TILE_ROWS, [ZERO; CODE_GROUP]);
-        let (steps, _) = self.codes.as_chunks_mut::<TILE_ROWS>();
-        for (row, (place, scale)) in rows.zip(self.scales.iter_mut().enumerate()) {
-            *scale = block.scales[row];
-            let codes = &block.codes[row * groups..][..groups];
-            steps.iter_mut().zip(codes).for_each(|(step, code)| step[place] = *code);
-        }
+/// A tile of these rows, the last of them as often as it takes; at least one, and `TILE_ROWS` at
+/// most.
+pub(super) fn tile_of(rows: impl Iterator<Item = u32> + Clone) -> [u32; TILE_ROWS] {
+    let mut tile = [0; TILE_ROWS];
+    let mut last = 0;
+    let mut rows = rows.into_iter();
+    for place in &mut tile {
+        last = rows.next().unwrap_or(last);
+        *place = last;
     }
-
-    /// Looks for nearer centroids in a panel.
-    pub fn search(
-        &self,
-        packed: &PackedCentroids,
-        coded: &CodedCentroids,
-        panel: usize,
-        (best, best_panel): (&mut Tile, &mut TilePanels),
-    ) {
-        let rows = CodedRows { codes: self.codes.as_flattened(), scales: &self.scales };
-        let cols = coded.panel(packed, panel);
-        (kernels().tile_nearest_coded)(rows, cols, panel as u32, best, best_panel);
-    }
+    tile
 }
 
 /// What one thread needs for a block of rows that look at all centroids.
@@ -260,7 +278,6 @@ impl CodedTile {
 pub(super) struct CodedWorkspace {
     /// The rows.
     pub block: CodedBlock,
-    tiles: Vec<CodedTile>,
     /// What was found for them.
     pub best: Best,
 }
@@ -273,16 +290,13 @@ impl CodedWorkspace {
         coded: &CodedCentroids,
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
-        let rows = self.block.scales.len();
-        self.tiles.resize_with(rows.div_ceil(TILE_ROWS), CodedTile::default);
-        for (tile, first) in self.tiles.iter_mut().zip((0..rows).step_by(TILE_ROWS)) {
-            tile.fill(&self.block, coded, first..rows.min(first + TILE_ROWS));
-        }
-        self.best.clear(rows);
+        let rows = self.block.steps.len() as u32;
+        self.best.clear(rows as usize);
         for panel in 0..packed.panels() {
             check(stop)?;
-            for (tile, best) in self.tiles.iter().zip(self.best.tiles_mut()) {
-                tile.search(packed, coded, panel, best);
+            for first in (0..rows).step_by(TILE_ROWS) {
+                let tile = tile_of(first..rows);
+                self.block.search(&tile, packed, coded, panel, self.best.rows_mut());
             }
         }
         Ok(())

@@ -135,11 +135,15 @@ fn second_of<'c>(
             continue;
         }
         let centroid = centroid(other);
+        let distance = (k.l2_squared)(row, centroid);
+        if distance >= best.0 {
+            continue;
+        }
         let parallel = match length > 0.0 {
             true => (along - (k.inner_product)(residual, centroid)) / length,
             false => 0.0,
         };
-        let loss = (k.l2_squared)(row, centroid) + LAMBDA * parallel * parallel;
+        let loss = distance + LAMBDA * parallel * parallel;
         if loss < best.0 {
             best = (loss, other);
         }

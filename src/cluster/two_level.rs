@@ -13,7 +13,7 @@ use rayon::prelude::*;
 
 use super::assign::{mean, PackedCentroids, Workspace, EMPTY};
 use super::best::{Best, Nearest};
-use super::coded::{CodedBlock, CodedTile};
+use super::coded::{tile_of, CodedBlock, CodedCentroids};
 use super::groups::{Groups, FEWEST_GROUPED};
 use super::{check, evenly, Stopped};
 use crate::courtesy;
@@ -74,6 +74,8 @@ pub(super) fn nearest(
 /// Centroids in groups.
 pub(super) struct GroupedCentroids {
     groups: PackedCentroids,
+    /// The codes of the groups' centres; none where these are not numbers.
+    coded_groups: Option<CodedCentroids>,
     /// The centroids group by group, each group from a panel of its own on.
     members: PackedCentroids,
     /// The number of the centroid at each place of `members`.
@@ -99,6 +101,7 @@ impl GroupedCentroids {
         let numbers: Vec<u32> = (0..grouped.len() as u32).collect();
         let groups =
             PackedCentroids::with_layout(grouped.centres(), &numbers, shift.clone(), stop)?;
+        let coded_groups = CodedCentroids::new(&groups, stop)?;
         let mut group_of = vec![0; count];
         let sizes = grouped.iter().map(|(_, members)| members.len()).collect();
         let (mut layout, mut first_panel) = (Vec::new(), vec![0]);
@@ -109,7 +112,7 @@ impl GroupedCentroids {
             first_panel.push(layout.len() / TILE_COLS);
         }
         let members = PackedCentroids::with_layout(centroids, &layout, shift, stop)?;
-        Ok(GroupedCentroids { groups, members, layout, group_of, sizes, first_panel })
+        Ok(GroupedCentroids { groups, coded_groups, members, layout, group_of, sizes, first_panel })
     }
 
     /// Writes the nearest centroid of nearly every row to `out`; of one in a hundred perhaps, that of
@@ -123,21 +126,24 @@ impl GroupedCentroids {
         out: &mut [T],
         stop: &AtomicBool,
     ) -> Result<bool, Stopped> {
-        let Some(margin) = self.margin(rows, exact, stop)? else { return Ok(false) };
         let (dim, members) = (self.groups.dim(), &self.members);
-        let coded = members.coded(rows, stop)?;
+        let coded = members.coded(rows, stop)?.zip(self.coded_groups.as_ref());
+        let coded_groups = coded.map(|(_, groups)| groups);
+        let Some(margin) = self.margin(rows, exact, coded_groups, stop)? else { return Ok(false) };
         let number = |place: u32| self.layout[place as usize];
         let each = (rows.len() / dim).div_ceil(rayon::current_num_threads());
         let most = (TASK_BYTES / (dim * size_of::<f32>())).clamp(SCORED_ROWS, TASK_ROWS);
         let task = each.next_multiple_of(SCORED_ROWS).clamp(SCORED_ROWS, most);
         let tasks = rows.par_chunks(task * dim).zip(out.par_chunks_mut(task));
         tasks.try_for_each_init(Search::default, |search, (rows, out)| {
-            let Search { choice, workspace, block, tile, .. } = search;
+            let Search { choice, workspace, block, .. } = search;
             let count = rows.len() / dim;
-            choice.make(self, rows, margin, stop)?;
             let (best, found) = (&mut search.best, &mut search.found);
             best.clear(count);
-            let Some(coded) = coded else {
+            let Some((coded, coded_groups)) = coded else {
+                choice.make(self, rows.chunks(SCORED_ROWS * dim), margin, |scores, rows| {
+                    scores.of(&self.groups, rows, stop)
+                })?;
                 self.each_tile(choice, best, found, |wanting, panels, found| {
                     let rows = wanting.iter().map(|row| &rows[*row as usize * dim..][..dim]);
                     workspace.pack(rows, members.shift());
@@ -153,14 +159,18 @@ impl GroupedCentroids {
                 return Ok(());
             };
             block.code(rows.chunks_exact(dim), members.shift(), coded);
-            self.each_tile(choice, best, found, |wanting, panels, found| {
-                tile.fill(block, coded, wanting.iter().map(|row| *row as usize));
-                for panel in panels {
-                    check(stop)?;
-                    found.tiles_mut().for_each(|best| tile.search(members, coded, panel, best));
-                }
-                Ok(())
+            choice.make(self, tiles(count), margin, |scores, rows| {
+                scores.of_codes(&self.groups, coded_groups, block, rows, stop)
             })?;
+            for (wanting, panels) in choice.wanting.iter().zip(self.first_panel.windows(2)) {
+                for rows in wanting.chunks(TILE_ROWS) {
+                    check(stop)?;
+                    let tile = tile_of(rows.iter().copied());
+                    for panel in panels[0]..panels[1] {
+                        block.search(&tile, members, coded, panel, best.rows_mut());
+                    }
+                }
+            }
             for (row, out) in out.iter_mut().enumerate().take(count) {
                 courtesy::give_way();
                 *out = block.found(members, coded, row, best, number);
@@ -198,6 +208,7 @@ impl GroupedCentroids {
         &self,
         rows: &[f32],
         exact: &PackedCentroids,
+        coded_groups: Option<&CodedCentroids>,
         stop: &AtomicBool,
     ) -> Result<Option<f32>, Stopped> {
         let dim = self.groups.dim();
@@ -205,10 +216,17 @@ impl GroupedCentroids {
         let sample = evenly(rows, dim, count.div_ceil(SAMPLE_SHARE).min(SAMPLE_ROWS));
         let mut nearest = vec![0u32; sample.len() / dim];
         exact.nearest(&sample, &mut nearest, stop)?;
-        let mut scores = Scores::default();
+        let (mut scores, mut block) = (Scores::default(), CodedBlock::default());
         let mut margins: Vec<(f32, Vec<f32>)> = Vec::with_capacity(nearest.len());
-        for (rows, nearest) in sample.chunks(SCORED_ROWS * dim).zip(nearest.chunks(SCORED_ROWS)) {
-            for (scores, nearest) in scores.of(&self.groups, rows, stop)?.zip(nearest) {
+        for (rows, nearest) in sample.chunks(TILE_ROWS * dim).zip(nearest.chunks(TILE_ROWS)) {
+            // As they will be for all rows, so that the margin allows for what codes are off by.
+            let scores = if let Some(coded) = coded_groups {
+                block.code(rows.chunks_exact(dim), self.groups.shift(), coded);
+                scores.of_codes(&self.groups, coded, &block, 0..nearest.len(), stop)?
+            } else {
+                scores.of(&self.groups, rows, stop)?
+            };
+            for (scores, nearest) in scores.zip(nearest) {
                 let least = least_of(scores);
                 let scores = &scores[..self.sizes.len()];
                 let margins_of: Vec<f32> = scores.iter().map(|score| score - least).collect();
@@ -241,7 +259,6 @@ struct Search {
     found: Best,
     workspace: Workspace,
     block: CodedBlock,
-    tile: CodedTile,
 }
 
 /// Which groups rows look into.
@@ -256,20 +273,22 @@ struct Choice {
 impl Choice {
     /// Chooses the groups within a margin of the nearest, for each row, or as many of the nearest as
     /// have enough centroids.
-    fn make(
+    ///
+    /// `score` gives the scores of each of some rows in turn.
+    fn make<R>(
         &mut self,
         grouped: &GroupedCentroids,
-        rows: &[f32],
+        rows: impl Iterator<Item = R>,
         margin: f32,
-        stop: &AtomicBool,
+        mut score: impl for<'s> FnMut(&'s mut Scores, R) -> Result<ScoresOfRows<'s>, Stopped>,
     ) -> Result<(), Stopped> {
         let Choice { scores, near, wanting } = self;
         let sizes = &grouped.sizes;
         wanting.resize_with(sizes.len(), Vec::new);
         wanting.iter_mut().for_each(Vec::clear);
         let mut numbers = 0..;
-        for rows in rows.chunks(SCORED_ROWS * grouped.groups.dim()) {
-            for (scores, row) in scores.of(&grouped.groups, rows, stop)?.zip(&mut numbers) {
+        for rows in rows {
+            for (scores, row) in score(scores, rows)?.zip(&mut numbers) {
                 near.clear();
                 (kernels().up_to)(scores, least_of(scores) + margin, near);
                 // Behind the last group are infinite scores.
@@ -306,6 +325,14 @@ struct Scores {
     of_rows: Vec<f32>,
 }
 
+/// The scores of all groups, row by row.
+type ScoresOfRows<'s> = std::slice::ChunksExact<'s, f32>;
+
+/// The numbers of so many rows in tiles.
+fn tiles(rows: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..rows).step_by(TILE_ROWS).map(move |first| first..rows.min(first + TILE_ROWS))
+}
+
 impl Scores {
     /// Those of all groups for each row in turn.
     fn of(
@@ -313,7 +340,7 @@ impl Scores {
         groups: &PackedCentroids,
         rows: &[f32],
         stop: &AtomicBool,
-    ) -> Result<impl Iterator<Item = &[f32]>, Stopped> {
+    ) -> Result<ScoresOfRows<'_>, Stopped> {
         let (dim, width) = (groups.dim(), groups.panels() * TILE_COLS);
         let count = rows.len() / dim;
         self.workspace.pack(rows.chunks_exact(dim), groups.shift());
@@ -324,6 +351,27 @@ impl Scores {
                 let place = row * width + panel * TILE_COLS;
                 self.of_rows[place..][..TILE_COLS].copy_from_slice(scores);
             });
+        }
+        Ok(self.of_rows.chunks_exact(width))
+    }
+
+    /// The same from the codes of a tile's rows, which are those of a block with these numbers.
+    fn of_codes(
+        &mut self,
+        groups: &PackedCentroids,
+        coded: &CodedCentroids,
+        block: &CodedBlock,
+        rows: Range<usize>,
+        stop: &AtomicBool,
+    ) -> Result<ScoresOfRows<'_>, Stopped> {
+        check(stop)?;
+        let width = groups.panels() * TILE_COLS;
+        self.of_rows.resize(rows.len() * width, 0.0);
+        for panel in 0..groups.panels() {
+            let scores = block.scores(rows.start, groups, coded, panel);
+            for (out, scores) in self.of_rows.chunks_exact_mut(width).zip(&scores) {
+                out[panel * TILE_COLS..][..TILE_COLS].copy_from_slice(scores);
+            }
         }
         Ok(self.of_rows.chunks_exact(width))
     }

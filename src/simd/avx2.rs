@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 
 use super::prefetch::Ahead;
 use super::{
-    check_coded, check_rows, check_signs, scalar, sign_block_bytes, CodedCols, CodedRows,
-    CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale, SignTerms, Tile,
-    TilePanels, CODE_GROUP, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
+    check_coded, check_rows, check_signs, scalar, sign_block_bytes, CodedBest, CodedCols,
+    CodedRows, CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale,
+    SignTerms, Tile, TilePanels, CODE_GROUP, SIGN_BLOCK, TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 8;
@@ -48,10 +48,10 @@ static KERNELS: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile_nearest(products, norms, panel, best, best_panel)
     },
-    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
-        check_coded(rows, cols);
+    tile_nearest_coded: |rows, cols, panel, best| {
+        check_coded(rows, cols, &best);
         // SAFETY: as above, and the slices have been checked.
-        unsafe { tile_nearest_coded(rows, cols, panel, best, best_panel) }
+        unsafe { tile_nearest_coded(rows, cols, panel, best) }
     },
     // SAFETY: as above.
     hadamard: |values, factors| unsafe { hadamard(values, factors) },
@@ -342,25 +342,23 @@ unsafe fn tile_nearest_coded(
     rows: CodedRows<'_>,
     cols: CodedCols<'_>,
     panel: u32,
-    best: &mut Tile,
-    best_panel: &mut TilePanels,
+    mut best: CodedBest<'_>,
 ) {
     // Three rows of thirty-two columns take twelve of the sixteen registers.
     const ROWS: usize = 3;
     const WIDTH: usize = TILE_COLS / LANES;
-    let depth = rows.codes.len() / (TILE_ROWS * CODE_GROUP);
-    let (row, col) = (rows.codes.as_ptr(), cols.codes.as_ptr());
-    let mut sums = [0i32; TILE_ROWS * TILE_COLS];
+    let depth = rows.dim / CODE_GROUP;
+    let col = cols.codes.as_ptr();
     let ones = _mm256_set1_epi16(1);
-    for (first, sums) in (0..TILE_ROWS).step_by(ROWS).zip(sums.chunks_exact_mut(ROWS * TILE_COLS)) {
+    for tile in rows.tile.as_chunks::<ROWS>().0 {
+        // SAFETY: there are codes of all rows of the tile.
+        let row = tile.map(|row| unsafe { rows.codes.as_ptr().add(row as usize * rows.dim) });
         let mut held = [[_mm256_setzero_si256(); WIDTH]; ROWS];
         for j in 0..depth {
-            for (r, held) in held.iter_mut().enumerate() {
+            for (row, held) in row.iter().zip(&mut held) {
                 // SAFETY: both sides have `depth` steps.
-                let x = unsafe {
-                    let at = (j * TILE_ROWS + first + r) * CODE_GROUP;
-                    _mm256_set1_epi32(row.add(at).cast::<i32>().read_unaligned())
-                };
+                let x = unsafe { row.add(j * CODE_GROUP).cast::<i32>().read_unaligned() };
+                let x = _mm256_set1_epi32(x);
                 for (c, held) in held.iter_mut().enumerate() {
                     // SAFETY: as above.
                     let y = unsafe {
@@ -373,12 +371,15 @@ unsafe fn tile_nearest_coded(
                 }
             }
         }
-        for (sums, held) in sums.chunks_exact_mut(LANES).zip(held.as_flattened()) {
-            // SAFETY: the chunk has LANES elements.
-            unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), *held) };
+        for (row, held) in tile.iter().zip(&held) {
+            let mut sums = [0i32; TILE_COLS];
+            for (sums, held) in sums.chunks_exact_mut(LANES).zip(held) {
+                // SAFETY: the chunk has LANES elements.
+                unsafe { _mm256_storeu_si256(sums.as_mut_ptr().cast(), *held) };
+            }
+            scalar::coded_nearest_body(*row, &sums, rows, cols, panel, &mut best);
         }
     }
-    scalar::coded_nearest_body(&sums, rows.scales, cols, panel, best, best_panel);
 }
 
 #[target_feature(enable = "avx2,fma")]

@@ -46,10 +46,10 @@ const TABLE: Kernels = Kernels {
     tile_nearest: |products, norms, panel, best, best_panel| unsafe {
         tile::nearest(products, norms, panel, best, best_panel)
     },
-    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
-        check_coded(rows, cols);
+    tile_nearest_coded: |rows, cols, panel, best| {
+        check_coded(rows, cols, &best);
         // SAFETY: as above, and the slices have been checked.
-        unsafe { tile::nearest_coded_bw(rows, cols, panel, best, best_panel) }
+        unsafe { tile::nearest_coded_bw(rows, cols, panel, best) }
     },
     // SAFETY: as above.
     hadamard: |values, factors| unsafe { hadamard(values, factors) },
@@ -80,10 +80,10 @@ static WITH_VNNI: Kernels = Kernels {
         // SAFETY: `with_vnni` has found the instructions, and the slices have been checked.
         unsafe { dot_i8_rows_vnni(query, rows, stride, out) }
     },
-    tile_nearest_coded: |rows, cols, panel, best, best_panel| {
-        check_coded(rows, cols);
+    tile_nearest_coded: |rows, cols, panel, best| {
+        check_coded(rows, cols, &best);
         // SAFETY: as above.
-        unsafe { tile::nearest_coded_vnni(rows, cols, panel, best, best_panel) }
+        unsafe { tile::nearest_coded_vnni(rows, cols, panel, best) }
     },
     ..TABLE
 };

@@ -42,13 +42,17 @@ pub type TilePanels = [u32; TILE_ROWS * TILE_COLS];
 /// Components of a coded row or column that stand together.
 pub const CODE_GROUP: usize = 4;
 
-/// Rows of codes, the left factor of a tile.
+/// Rows of codes, some of which are the left factor of a tile.
 #[derive(Clone, Copy, Debug)]
 pub struct CodedRows<'a> {
-    /// For each [`CODE_GROUP`] components those of all [`TILE_ROWS`] rows, all below 128.
+    /// Row-major, all below 128.
     pub codes: &'a [u8],
-    /// What a row's products are multiplied with.
-    pub scales: &'a [f32; TILE_ROWS],
+    /// Codes of a row, of whole groups of [`CODE_GROUP`].
+    pub dim: usize,
+    /// For each row what its products are multiplied with.
+    pub scales: &'a [f32],
+    /// The tile's rows; one may be there several times.
+    pub tile: &'a [u32; TILE_ROWS],
 }
 
 /// Columns of codes, the right factor of a tile.
@@ -60,6 +64,18 @@ pub struct CodedCols<'a> {
     pub starts: &'a [i32; TILE_COLS],
     /// What the products of a column are taken from.
     pub norms: &'a [f32; TILE_COLS],
+    /// What all products are multiplied with, beside what those of their row are.
+    pub scale: f32,
+}
+
+/// What was found for rows so far: for each row and column the least score, and the number of the
+/// panel it is from.
+#[derive(Debug)]
+pub struct CodedBest<'a> {
+    /// The scores.
+    pub scores: &'a mut [[f32; TILE_COLS]],
+    /// The panels.
+    pub panels: &'a mut [[u32; TILE_COLS]],
 }
 
 /// What [`Kernels::cosine`] needs of a pair of vectors in one pass.
@@ -135,12 +151,13 @@ pub struct Kernels {
     /// `(products, norms, panel, best, best_panel)`: where `norms[c] - 2 * products[r, c]` is
     /// below `best[r, c]`, puts it there, and `panel` into `best_panel[r, c]`.
     pub tile_nearest: fn(&Tile, &[f32; TILE_COLS], u32, &mut Tile, &mut TilePanels),
-    /// `(rows, cols, panel, best, best_panel)`: where `norms[c] - scales[r] * (starts[c] + p)`, p
-    /// being the inner product of the codes of row r and column c, is below `best[r, c]`, puts it
-    /// there, and `panel` into `best_panel[r, c]`. Exact up to [`MAX_I8_DIM`] components.
+    /// `(rows, cols, panel, best)`: for each row r of the tile, where
+    /// `norms[c] - scales[r] * scale * (starts[c] + p)`, p being the inner product of the codes of
+    /// row r and column c, is below `scores[r][c]` of the best, puts it there, and `panel` into
+    /// `panels[r][c]`. Exact up to [`MAX_I8_DIM`] components.
     ///
-    /// Panics when rows and columns are not whole or not as long.
-    pub tile_nearest_coded: fn(CodedRows<'_>, CodedCols<'_>, u32, &mut Tile, &mut TilePanels),
+    /// Panics when rows and columns are not whole or not as long, or there is no such row.
+    pub tile_nearest_coded: fn(CodedRows<'_>, CodedCols<'_>, u32, CodedBest<'_>),
     /// `(values, factors)`: in place, the product of the values, each times its factor, with the
     /// Hadamard matrix of as many rows, which has only 1 and -1. Their number is a power of two.
     pub hadamard: fn(&mut [f32], &[f32]),
@@ -276,10 +293,14 @@ fn check_signs(tables: &[u8], codes: &[u8], rows: &SignRows<'_>, out: &[f32]) {
 }
 
 /// Checks the contract of [`Kernels::tile_nearest_coded`] before a kernel reads through pointers.
-fn check_coded(rows: CodedRows<'_>, cols: CodedCols<'_>) {
-    let depth = rows.codes.len() / (TILE_ROWS * CODE_GROUP);
-    assert_eq!(rows.codes.len(), depth * TILE_ROWS * CODE_GROUP, "whole groups of rows");
-    assert_eq!(cols.codes.len(), depth * TILE_COLS * CODE_GROUP, "columns as long as rows");
+fn check_coded(rows: CodedRows<'_>, cols: CodedCols<'_>, best: &CodedBest<'_>) {
+    assert!(rows.dim.is_multiple_of(CODE_GROUP), "whole groups of codes");
+    assert_eq!(cols.codes.len(), rows.dim * TILE_COLS, "columns as long as rows");
+    let lens = [rows.scales.len(), best.scores.len(), best.panels.len()];
+    let count = lens.into_iter().min().unwrap_or(0);
+    assert!(rows.tile.iter().all(|row| (*row as usize) < count), "rows that are there");
+    let needed = rows.dim.checked_mul(count);
+    assert!(needed.is_some_and(|needed| rows.codes.len() >= needed), "codes of all rows");
 }
 
 /// Checks the contract of [`Kernels::grid`].

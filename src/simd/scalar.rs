@@ -3,10 +3,10 @@
 
 use super::prefetch::Ahead;
 use super::{
-    check_coded, check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CodedCols,
-    CodedRows, CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows, SignScale,
-    SignTerms, Tile, TilePanels, CODE_GROUP, LEAST_OF, SIGN_BLOCK, SIGN_GROUP, TILE_COLS,
-    TILE_ROWS,
+    check_coded, check_grid, check_rows, check_signs, check_tables, sign_block_bytes, CodedBest,
+    CodedCols, CodedRows, CosineParts, Grid, GridRow, GridSums, Kernels, Level, SignRows,
+    SignScale, SignTerms, Tile, TilePanels, CODE_GROUP, LEAST_OF, SIGN_BLOCK, SIGN_GROUP,
+    TILE_COLS, TILE_ROWS,
 };
 
 const LANES: usize = 16;
@@ -155,45 +155,42 @@ pub(super) fn tile_nearest_coded(
     rows: CodedRows<'_>,
     cols: CodedCols<'_>,
     panel: u32,
-    best: &mut Tile,
-    best_panel: &mut TilePanels,
+    mut best: CodedBest<'_>,
 ) {
-    check_coded(rows, cols);
-    let mut sums = [0i32; TILE_ROWS * TILE_COLS];
-    let row_steps = rows.codes.chunks_exact(TILE_ROWS * CODE_GROUP);
-    for (row, col) in row_steps.zip(cols.codes.chunks_exact(TILE_COLS * CODE_GROUP)) {
-        for (row, sums) in row.chunks_exact(CODE_GROUP).zip(sums.chunks_exact_mut(TILE_COLS)) {
-            for (col, sum) in col.chunks_exact(CODE_GROUP).zip(sums) {
+    check_coded(rows, cols, &best);
+    for &row in rows.tile {
+        let codes = &rows.codes[row as usize * rows.dim..][..rows.dim];
+        let mut sums = [0i32; TILE_COLS];
+        let steps = codes.chunks_exact(CODE_GROUP);
+        for (row, col) in steps.zip(cols.codes.chunks_exact(TILE_COLS * CODE_GROUP)) {
+            for (col, sum) in col.chunks_exact(CODE_GROUP).zip(&mut sums) {
                 let products = row.iter().zip(col).map(|(x, y)| i32::from(*x) * i32::from(*y));
                 *sum += products.sum::<i32>();
             }
         }
+        coded_nearest_body(row, &sums, rows, cols, panel, &mut best);
     }
-    coded_nearest_body(&sums, rows.scales, cols, panel, best, best_panel);
 }
 
-/// The end of [`Kernels::tile_nearest_coded`] for the compiler to vectorise with its caller's
-/// instruction set.
+/// The end of [`Kernels::tile_nearest_coded`] for one row, for the compiler to vectorise with its
+/// caller's instruction set.
 #[inline(always)]
 pub(super) fn coded_nearest_body(
-    sums: &[i32; TILE_ROWS * TILE_COLS],
-    scales: &[f32; TILE_ROWS],
+    row: u32,
+    sums: &[i32; TILE_COLS],
+    rows: CodedRows<'_>,
     cols: CodedCols<'_>,
     panel: u32,
-    best: &mut Tile,
-    best_panel: &mut TilePanels,
+    best: &mut CodedBest<'_>,
 ) {
-    for (r, scale) in scales.iter().enumerate() {
-        let row = r * TILE_COLS..(r + 1) * TILE_COLS;
-        let sums = &sums[row.clone()];
-        let best = &mut best[row.clone()];
-        let best_panel = &mut best_panel[row];
-        for c in 0..TILE_COLS {
-            let score = cols.norms[c] - scale * (cols.starts[c] + sums[c]) as f32;
-            let better = score < best[c];
-            best[c] = if better { score } else { best[c] };
-            best_panel[c] = if better { panel } else { best_panel[c] };
-        }
+    let row = row as usize;
+    let scale = rows.scales[row] * cols.scale;
+    let (best, best_panel) = (&mut best.scores[row], &mut best.panels[row]);
+    for c in 0..TILE_COLS {
+        let score = cols.norms[c] - scale * (cols.starts[c] + sums[c]) as f32;
+        let better = score < best[c];
+        best[c] = if better { score } else { best[c] };
+        best_panel[c] = if better { panel } else { best_panel[c] };
     }
 }
 

@@ -294,12 +294,16 @@ fn coded_tiles_are_exact_and_keep_the_nearest() {
         for groups in [0, 1, 2, 7, 32, 4000] {
             let extreme = groups == 4000;
             let byte = |rng: &mut SmallRng| if extreme { 127 } else { rng.random_range(0..128) };
-            let codes: Vec<u8> =
-                (0..groups * TILE_ROWS * CODE_GROUP).map(|_| byte(&mut rng)).collect();
-            let scales: [f32; TILE_ROWS] = std::array::from_fn(|r| r as f32);
-            let rows = CodedRows { codes: &codes, scales: &scales };
-            let mut best = [1e9; TILE_ROWS * TILE_COLS];
-            let mut panels = [7; TILE_ROWS * TILE_COLS];
+            // The rows of the tile stand among others, and one of them is there twice.
+            const COUNT: usize = 2 * TILE_ROWS;
+            let dim = groups * CODE_GROUP;
+            let codes: Vec<u8> = (0..COUNT * dim).map(|_| byte(&mut rng)).collect();
+            let scales: [f32; COUNT] = std::array::from_fn(|r| r as f32);
+            let mut tile: [u32; TILE_ROWS] = std::array::from_fn(|r| (r * 7 % COUNT) as u32);
+            tile[TILE_ROWS - 1] = tile[2];
+            let rows = CodedRows { codes: &codes, dim, scales: &scales, tile: &tile };
+            let mut best = [[1e9; TILE_COLS]; COUNT];
+            let mut panels = [[7; TILE_COLS]; COUNT];
             let (mut want, mut want_panels) = (best, panels);
             for panel in 0..3u32 {
                 let sign = if panel == 1 { -1 } else { 1 };
@@ -313,24 +317,24 @@ fn coded_tiles_are_exact_and_keep_the_nearest() {
                 let mut norms: [f32; TILE_COLS] = std::array::from_fn(|c| c as f32);
                 norms[3] = f32::INFINITY;
                 norms[4] = f32::NAN;
-                let cols = CodedCols { codes: &codes, starts: &starts, norms: &norms };
-                (k.tile_nearest_coded)(rows, cols, panel, &mut best, &mut panels);
-                for (r, scale) in scales.iter().enumerate() {
+                let cols = CodedCols { codes: &codes, starts: &starts, norms: &norms, scale: 0.5 };
+                let found = CodedBest { scores: &mut best, panels: &mut panels };
+                (k.tile_nearest_coded)(rows, cols, panel, found);
+                for r in tile.map(|r| r as usize) {
                     for c in 0..TILE_COLS {
                         let terms = (0..groups * CODE_GROUP).map(|j| {
                             let (group, place) = (j / CODE_GROUP, j % CODE_GROUP);
-                            let x = rows.codes[(group * TILE_ROWS + r) * CODE_GROUP + place];
+                            let x = rows.codes[r * dim + j];
                             let y = codes[(group * TILE_COLS + c) * CODE_GROUP + place];
                             i32::from(x) * i32::from(y)
                         });
                         let sum = starts[c] + terms.sum::<i32>();
-                        let score = norms[c] - scale * sum as f32;
-                        let at = r * TILE_COLS + c;
-                        if score < want[at] {
-                            (want[at], want_panels[at]) = (score, panel);
+                        let score = norms[c] - scales[r] * 0.5 * sum as f32;
+                        if score < want[r][c] {
+                            (want[r][c], want_panels[r][c]) = (score, panel);
                         }
-                        let off = (best[at] - want[at]).abs();
-                        assert!(off <= want[at].abs() * 1e-6, "{} at {groups}", k.level.name());
+                        let off = (best[r][c] - want[r][c]).abs();
+                        assert!(off <= want[r][c].abs() * 1e-6, "{} at {groups}", k.level.name());
                     }
                 }
                 assert_eq!(panels, want_panels, "{} at {groups}", k.level.name());

@@ -1,7 +1,7 @@
 //! Blocks of matrix products.
 
 use super::super::{
-    scalar, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
+    scalar, CodedBest, CodedCols, CodedRows, Tile, TilePanels, CODE_GROUP, TILE_COLS, TILE_ROWS,
 };
 use super::LANES;
 use std::arch::x86_64::*;
@@ -57,11 +57,12 @@ macro_rules! nearest_coded {
             rows: CodedRows<'_>,
             cols: CodedCols<'_>,
             panel: u32,
-            best: &mut Tile,
-            best_panel: &mut TilePanels,
+            best: CodedBest<'_>,
         ) {
-            let depth = rows.codes.len() / (TILE_ROWS * CODE_GROUP);
-            let (row, col) = (rows.codes.as_ptr(), cols.codes.as_ptr());
+            let depth = rows.dim / CODE_GROUP;
+            let col = cols.codes.as_ptr();
+            // SAFETY: there are codes of all rows of the tile.
+            let row = rows.tile.map(|n| unsafe { rows.codes.as_ptr().add(n as usize * rows.dim) });
             // SAFETY: the array has TILE_COLS elements.
             let starts = unsafe {
                 let starts = cols.starts.as_ptr();
@@ -74,11 +75,9 @@ macro_rules! nearest_coded {
                     let col = col.add(j * TILE_COLS * CODE_GROUP).cast::<i32>();
                     (_mm512_loadu_epi32(col), _mm512_loadu_epi32(col.add(LANES)))
                 };
-                for (r, sums) in sums.iter_mut().enumerate() {
+                for (row, sums) in row.iter().zip(&mut sums) {
                     // SAFETY: as above.
-                    let x = unsafe {
-                        row.add((j * TILE_ROWS + r) * CODE_GROUP).cast::<i32>().read_unaligned()
-                    };
+                    let x = unsafe { row.add(j * CODE_GROUP).cast::<i32>().read_unaligned() };
                     let x = _mm512_set1_epi32(x);
                     sums[0] = $step(sums[0], x, low);
                     sums[1] = $step(sums[1], x, high);
@@ -86,20 +85,26 @@ macro_rules! nearest_coded {
             }
             let norms = cols.norms.as_ptr();
             let number = _mm512_set1_epi32(panel as i32);
-            for (r, sums) in sums.iter().enumerate() {
-                let scale = _mm512_set1_ps(rows.scales[r]);
-                for (half, sum) in sums.iter().enumerate() {
-                    let at = r * TILE_COLS + half * LANES;
-                    // SAFETY: `at` is the start of LANES elements of a tile, and `norms` has as
-                    // many from the half's start on.
+            // Kept apart, so that until here they are in registers.
+            let mut kept = [0i32; TILE_ROWS * TILE_COLS];
+            for (kept, sum) in kept.chunks_exact_mut(LANES).zip(sums.as_flattened()) {
+                // SAFETY: the chunk has LANES elements.
+                unsafe { _mm512_storeu_epi32(kept.as_mut_ptr(), *sum) };
+            }
+            for (row, sums) in rows.tile.iter().zip(kept.as_chunks::<TILE_COLS>().0) {
+                let row = *row as usize;
+                let scale = _mm512_set1_ps(rows.scales[row] * cols.scale);
+                let (best, panels) = (&mut best.scores[row], &mut best.panels[row]);
+                for at in [0, LANES] {
+                    // SAFETY: `at` is the start of LANES elements of TILE_COLS.
                     unsafe {
-                        let norm = _mm512_loadu_ps(norms.add(half * LANES));
-                        let score = _mm512_fnmadd_ps(scale, _mm512_cvtepi32_ps(*sum), norm);
+                        let sum = _mm512_cvtepi32_ps(_mm512_loadu_epi32(sums.as_ptr().add(at)));
+                        let score = _mm512_fnmadd_ps(scale, sum, _mm512_loadu_ps(norms.add(at)));
                         let before = _mm512_loadu_ps(best.as_ptr().add(at));
                         let is_less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(score, before);
                         if is_less != 0 {
                             _mm512_mask_storeu_ps(best.as_mut_ptr().add(at), is_less, score);
-                            let panels = best_panel.as_mut_ptr().add(at).cast();
+                            let panels = panels.as_mut_ptr().add(at).cast();
                             _mm512_mask_storeu_epi32(panels, is_less, number);
                         }
                     }
