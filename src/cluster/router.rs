@@ -233,16 +233,16 @@ impl Router {
         stop: &AtomicBool,
     ) -> Result<(), Stopped> {
         let (centroids, dim) = self.points(stop)?;
-        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         if self.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
             let groups = self.groups(stop)?;
             let grouped = get_or_try_init(&self.grouped, || {
                 GroupedCentroids::new(centroids, dim, groups, stop)
             })?;
-            if grouped.nearest(rows, packed, out, stop)? {
+            if grouped.nearest(rows, out, stop)? {
                 return Ok(());
             }
         }
+        let packed = get_or_try_init(&self.packed, || PackedCentroids::new(centroids, dim, stop))?;
         packed.nearest(rows, out, stop)
     }
 

@@ -25,9 +25,10 @@ pub(super) const LEAST_CENTROIDS: usize = FEWEST_GROUPED;
 /// Rows below which the sample would be much of the work.
 pub(super) const LEAST_ROWS: usize = 2048;
 
-/// Rows of the sample that sets the margin, at most, and its share of all.
+/// Rows of the sample that sets the margin, at least and at most, and its share of all.
+const FEWEST_SAMPLED: usize = 256;
 const SAMPLE_ROWS: usize = 1024;
-const SAMPLE_SHARE: usize = 8;
+const SAMPLE_SHARE: usize = 32;
 
 /// The part of the sample whose centroids are within the margin.
 const WITHIN_MARGIN: f64 = 0.995;
@@ -60,15 +61,15 @@ pub(super) fn nearest(
     out: &mut [u32],
     stop: &AtomicBool,
 ) -> Result<(), Stopped> {
-    let packed = PackedCentroids::new(centroids, dim, stop)?;
-    if packed.len() >= LEAST_CENTROIDS && rows.len() / dim >= LEAST_ROWS {
+    let count = |values: &[f32]| values.len().checked_div(dim).unwrap_or(0);
+    if count(centroids) >= LEAST_CENTROIDS && count(rows) >= LEAST_ROWS {
         let groups = Groups::new(centroids, dim, stop)?;
         let grouped = GroupedCentroids::new(centroids, dim, &groups, stop)?;
-        if grouped.nearest(rows, &packed, out, stop)? {
+        if grouped.nearest(rows, out, stop)? {
             return Ok(());
         }
     }
-    packed.nearest(rows, out, stop)
+    PackedCentroids::new(centroids, dim, stop)?.nearest(rows, out, stop)
 }
 
 /// Centroids in groups.
@@ -117,19 +118,17 @@ impl GroupedCentroids {
 
     /// Writes the nearest centroid of nearly every row to `out`; of one in a hundred perhaps, that of
     /// the groups it was looked for in. Of equals it is any, as for a row that has none. Returns
-    /// false, and leaves `out` as it was, when searching all centroids, which `exact` does, is
-    /// faster for such rows.
+    /// false, and leaves `out` as it was, when searching all centroids is faster for such rows.
     pub(super) fn nearest<T: Nearest>(
         &self,
         rows: &[f32],
-        exact: &PackedCentroids,
         out: &mut [T],
         stop: &AtomicBool,
     ) -> Result<bool, Stopped> {
         let (dim, members) = (self.groups.dim(), &self.members);
         let coded = members.coded(rows, stop)?.zip(self.coded_groups.as_ref());
         let coded_groups = coded.map(|(_, groups)| groups);
-        let Some(margin) = self.margin(rows, exact, coded_groups, stop)? else { return Ok(false) };
+        let Some(margin) = self.margin(rows, coded_groups, stop)? else { return Ok(false) };
         let number = |place: u32| self.layout[place as usize];
         let each = (rows.len() / dim).div_ceil(rayon::current_num_threads());
         let most = (TASK_BYTES / (dim * size_of::<f32>())).clamp(SCORED_ROWS, TASK_ROWS);
@@ -207,30 +206,31 @@ impl GroupedCentroids {
     fn margin(
         &self,
         rows: &[f32],
-        exact: &PackedCentroids,
         coded_groups: Option<&CodedCentroids>,
         stop: &AtomicBool,
     ) -> Result<Option<f32>, Stopped> {
         let dim = self.groups.dim();
         let count = rows.len() / dim;
-        let sample = evenly(rows, dim, count.div_ceil(SAMPLE_SHARE).min(SAMPLE_ROWS));
-        let mut nearest = vec![0u32; sample.len() / dim];
-        exact.nearest(&sample, &mut nearest, stop)?;
+        let sampled = (count / SAMPLE_SHARE).clamp(FEWEST_SAMPLED, SAMPLE_ROWS);
+        let sample = evenly(rows, dim, sampled.min(count));
+        let mut places = vec![0u32; sample.len() / dim];
+        self.members.nearest(&sample, &mut places, stop)?;
         let (mut scores, mut block) = (Scores::default(), CodedBlock::default());
-        let mut margins: Vec<(f32, Vec<f32>)> = Vec::with_capacity(nearest.len());
-        for (rows, nearest) in sample.chunks(TILE_ROWS * dim).zip(nearest.chunks(TILE_ROWS)) {
+        let mut margins: Vec<(f32, Vec<f32>)> = Vec::with_capacity(places.len());
+        for (rows, places) in sample.chunks(TILE_ROWS * dim).zip(places.chunks(TILE_ROWS)) {
             // As they will be for all rows, so that the margin allows for what codes are off by.
             let scores = if let Some(coded) = coded_groups {
                 block.code(rows.chunks_exact(dim), self.groups.shift(), coded);
-                scores.of_codes(&self.groups, coded, &block, 0..nearest.len(), stop)?
+                scores.of_codes(&self.groups, coded, &block, 0..places.len(), stop)?
             } else {
                 scores.of(&self.groups, rows, stop)?
             };
-            for (scores, nearest) in scores.zip(nearest) {
+            for (scores, place) in scores.zip(places) {
                 let least = least_of(scores);
                 let scores = &scores[..self.sizes.len()];
                 let margins_of: Vec<f32> = scores.iter().map(|score| score - least).collect();
-                margins.push((margins_of[self.group_of[*nearest as usize] as usize], margins_of));
+                let nearest = self.layout[*place as usize] as usize;
+                margins.push((margins_of[self.group_of[nearest] as usize], margins_of));
             }
         }
         let mut own: Vec<f32> = margins.iter().map(|(own, _)| *own).collect();
@@ -244,7 +244,7 @@ impl GroupedCentroids {
             .filter(|(_, &other)| other <= margin)
             .map(|(group, _)| panels(group))
             .sum();
-        let all = exact.panels() * margins.len();
+        let all = self.group_of.len().div_ceil(TILE_COLS) * margins.len();
         let worthwhile = margin.is_finite() && searched as f64 <= WORTHWHILE * all as f64;
         Ok(worthwhile.then_some(margin))
     }
@@ -416,7 +416,7 @@ mod tests {
         let grouped = grouped(centroids, dim);
         let (mut want, mut got) = (vec![0; rows.len() / dim], vec![77; rows.len() / dim]);
         exact.nearest(rows, &mut want, &STOP).unwrap();
-        if !grouped.nearest(rows, &exact, &mut got, &STOP).unwrap() {
+        if !grouped.nearest(rows, &mut got, &STOP).unwrap() {
             assert!(got.iter().all(|&x| x == 77));
             return None;
         }
@@ -449,10 +449,9 @@ mod tests {
         centroids[4..8].fill(501.0);
         let mut rows = clustered(&mut rng, 4000, 4);
         rows[..4].fill(500.2);
-        let exact = PackedCentroids::new(&centroids, 4, &STOP).unwrap();
         let grouped = grouped(&centroids, 4);
         let mut near = vec![Near::default(); 4000];
-        assert!(grouped.nearest(&rows, &exact, &mut near, &STOP).unwrap());
+        assert!(grouped.nearest(&rows, &mut near, &STOP).unwrap());
         assert_eq!((near[0].first, near[0].others[0]), (0, 1));
         assert!(near.iter().all(|near| !near.others.contains(&NO_BUCKET)));
     }
@@ -469,22 +468,20 @@ mod tests {
         assert_ne!(compare(&[2.0; 64], &[2.0; 4000], 2), Some(0.0));
         let mut rows = vec![1.0f32; 6000];
         rows.iter_mut().step_by(7).for_each(|x| *x = f32::INFINITY);
-        let exact = PackedCentroids::new(&rows, 3, &STOP).unwrap();
         let grouped = grouped(&rows, 3);
         let mut out = vec![0; 2000];
-        grouped.nearest(&rows, &exact, &mut out, &STOP).unwrap();
+        grouped.nearest(&rows, &mut out, &STOP).unwrap();
         assert!(out.iter().all(|&number| number < 2000));
-        assert!(!grouped.nearest(&[], &exact, &mut [0u32; 0], &STOP).unwrap());
+        assert!(!grouped.nearest(&[], &mut [0u32; 0], &STOP).unwrap());
     }
 
     #[test]
     fn a_raised_flag_stops_the_search() {
         let rows: Vec<f32> = (0..4000).map(|i| i as f32).collect();
-        let exact = PackedCentroids::new(&rows, 2, &STOP).unwrap();
         let grouped = grouped(&rows, 2);
         let stop = AtomicBool::new(true);
         let groups = Groups::one(&rows, 2);
         assert!(GroupedCentroids::new(&rows, 2, &groups, &stop).is_err());
-        assert_eq!(grouped.nearest(&rows, &exact, &mut [0; 2000], &stop), Err(Stopped));
+        assert_eq!(grouped.nearest(&rows, &mut [0; 2000], &stop), Err(Stopped));
     }
 }
