@@ -58,6 +58,7 @@ pub extern "C-unwind" fn _PG_init() {
     janitor::background::initialize();
     am::define_settings();
     am::spare_junk();
+    am::watch_statements();
     janitor::watch_drops();
 }
 

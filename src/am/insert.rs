@@ -1,11 +1,11 @@
-//! INSERT and UPDATE: one append to the log.
+//! INSERT, UPDATE and COPY: appends to the log.
 
 use super::backpressure::relieve;
 use super::build::heap_tid;
-use super::key;
+use super::{key, pending};
 use crate::janitor::background;
 use crate::memtable;
-use crate::page::{append, Hint, Index, OrRaise, View};
+use crate::page::{append, Hint, Index, NewRows, OrRaise, View};
 use crate::vector::{Detoasted, VectorError};
 use pgrx::{pg_guard, pg_sys};
 
@@ -19,7 +19,7 @@ struct Memory {
     announced: u64,
 }
 
-/// Appends a row to the log, and sees to it that a log which that filled is flushed.
+/// Appends a row to the log, at once or together with others of its statement.
 #[pg_guard]
 #[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 pub unsafe extern "C-unwind" fn aminsert(
@@ -47,16 +47,38 @@ pub unsafe extern "C-unwind" fn aminsert(
     if !key::is_indexed(memory.metric, &vector) {
         return false;
     }
-    let appended = append(index, memory.hint, tid, &vector).or_raise(index);
-    let announced = background::row_logged(index, memory.announced);
-    remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
-    if memtable::publish(index, &appended, tid, &vector) {
-        background::announce_links();
-    }
-    if let Some((before, after)) = appended.grown {
-        relieve(index, before, after);
+    if !pending::keep(index, tid, &vector) {
+        append_rows(index, NewRows::one(&tid, &vector), Haste::No);
     }
     false
+}
+
+/// Whether there is time to wait for a log that is full.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Haste {
+    /// There is.
+    No,
+    /// The transaction is about to do something else.
+    Yes,
+}
+
+/// Appends rows to the log, and sees to it that a log which that filled is flushed.
+pub fn append_rows(index: Index, rows: NewRows<'_>, haste: Haste) {
+    let mut left = Some(rows);
+    while let Some(rows) = left {
+        let memory = recall(index);
+        let appended = append(index, memory.hint, rows).or_raise(index);
+        let (rows, others) = rows.split(appended.rows);
+        let announced = background::row_logged(index, memory.announced);
+        remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
+        if memtable::publish(index, &appended, rows) {
+            background::announce_links();
+        }
+        if let Some((before, after)) = appended.grown.filter(|_| haste == Haste::No) {
+            relieve(index, before, after);
+        }
+        left = others;
+    }
 }
 
 /// What is remembered of the index, or read from its metapage.

@@ -8,20 +8,41 @@
 
 use pgrx::{pg_guard, pg_sys, PgList};
 use std::ffi::{c_char, c_int};
-use std::ptr::addr_of;
 
-static mut NEXT: pg_sys::planner_hook_type = None;
+/// PostgreSQL's planner without a guard around it: an error that passes through one loses its
+/// context and its place in the query. It leaves the hook by a jump, which has nothing to drop.
+mod unguarded {
+    use pgrx::pg_sys::{ParamListInfo, PlannedStmt, Query};
+    use std::ffi::{c_char, c_int};
+
+    unsafe extern "C-unwind" {
+        pub fn standard_planner(
+            query: *mut Query,
+            text: *const c_char,
+            options: c_int,
+            parameters: ParamListInfo,
+        ) -> *mut PlannedStmt;
+    }
+}
+
+type Planner = unsafe extern "C-unwind" fn(
+    *mut pg_sys::Query,
+    *const c_char,
+    c_int,
+    pg_sys::ParamListInfo,
+) -> *mut pg_sys::PlannedStmt;
+
+static mut PLANNER: Planner = unguarded::standard_planner;
 
 /// Looks at plans from now on.
 pub fn spare_junk() {
     // SAFETY: called once, from _PG_init, on the process's only thread.
     unsafe {
-        NEXT = pg_sys::planner_hook;
+        PLANNER = pg_sys::planner_hook.unwrap_or(PLANNER);
         pg_sys::planner_hook = Some(plan);
     }
 }
 
-#[pg_guard]
 unsafe extern "C-unwind" fn plan(
     query: *mut pg_sys::Query,
     text: *const c_char,
@@ -31,16 +52,23 @@ unsafe extern "C-unwind" fn plan(
     // SAFETY: the hook that was there before, or else the server's own planner, gets what we got.
     // What it returns is a plan of our own to change.
     unsafe {
-        let planned = match *addr_of!(NEXT) {
-            Some(next) => {
-                pg_sys::ffi::pg_guard_ffi_boundary(|| next(query, text, options, parameters))
-            }
-            None => pg_sys::standard_planner(query, text, options, parameters),
-        };
+        let planned = PLANNER(query, text, options, parameters);
+        spare(planned);
+        planned
+    }
+}
+
+/// Spares the executor the junk of a plan.
+///
+/// # Safety
+/// `planned` is a plan that nobody else uses yet.
+#[pg_guard]
+unsafe extern "C-unwind" fn spare(planned: *mut pg_sys::PlannedStmt) {
+    // SAFETY: the caller's promise.
+    unsafe {
         if let Some(scan) = ordered_scan(planned) {
             replace_junk(scan);
         }
-        planned
     }
 }
 

@@ -11,7 +11,7 @@
 //! | `validate` | `amvalidate` |
 //! | `functions` | what SQL can ask of an index: `drift_flush`, `drift_index_info` |
 //!
-//! `backpressure` keeps logs short when they are written faster than they are flushed. `snapshot`
+//! `pending` has rows of a statement that are appended together. `backpressure` keeps logs short when they are written faster than they are flushed. `snapshot`
 //! keeps, for each backend, what its scans need of the current manifest; `log_rows` is what a scan
 //! was given of the log. `junk` spares the executor distances that nobody reads.
 
@@ -25,6 +25,7 @@ mod junk;
 mod key;
 mod log_rows;
 mod options;
+mod pending;
 mod scan;
 mod snapshot;
 mod vacuum;
@@ -32,6 +33,7 @@ mod validate;
 
 pub use junk::spare_junk;
 pub use options::define_settings;
+pub use pending::watch_statements;
 
 use pgrx::pg_sys;
 

@@ -4,9 +4,10 @@
 //! delivers rows as [`crate::search`] finds them. If a page it needs has been given to something
 //! else, its view is outdated: it starts over on the newest one and skips what it has delivered.
 
+use super::insert::Haste;
 use super::log_rows::LogRows;
-use super::options;
 use super::snapshot::{Snapshot, SnapshotRows, FEWEST_WANTED};
+use super::{options, pending};
 use crate::page::{read_log, Fault, Identity, Index, OrRaise, Read, Tid, View};
 use crate::search::{Effort, Order, Params, Search, Source};
 use crate::vector::{Detoasted, VectorError};
@@ -97,6 +98,7 @@ pub unsafe extern "C-unwind" fn amrescan(
     orderbys: pg_sys::ScanKey,
     norderbys: std::ffi::c_int,
 ) {
+    pending::append_all(Haste::No);
     // SAFETY: `opaque` is ambeginscan's state. PostgreSQL passes as many order-by keys as it
     // announced and made room for; the argument of one is a vector, or null.
     unsafe {

@@ -3,7 +3,9 @@
 use super::slot::{give_slot, label, Chunks, Held, Key, Slot, GENERATIONS};
 use crate::courtesy;
 use crate::graph::{Corrupt, Graph, Scratch, CODED_BLOCK};
-use crate::page::{read_log_from, Appended, Fault, Index, LogEnd, LogStart, Read, Tid, View};
+use crate::page::{
+    read_log_from, Appended, Fault, Index, LogEnd, LogStart, NewRows, Read, Tid, View,
+};
 use std::cell::RefCell;
 use std::mem::size_of;
 
@@ -52,15 +54,15 @@ struct Record {
     tid: Tid,
 }
 
-/// Takes the record that was just appended. True if from now on it is time to link.
-pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) -> bool {
+/// Takes the records that were just appended. True if from now on it is time to link.
+pub fn publish(index: Index, appended: &Appended, rows: NewRows<'_>) -> bool {
     if !super::is_shared() {
         return false;
     }
     let place = match Held::find(index) {
         Some(held) if held.slot().key() == Key::new(index, appended.hint.log_id()) => {
             let start = LogStart { block: appended.hint.block(), seq: appended.seq };
-            put(&held, start, tid, vector)
+            put(&held, start, rows)
         }
         _ => Place::Behind,
     };
@@ -74,8 +76,10 @@ pub fn publish(index: Index, appended: &Appended, tid: Tid, vector: &[f32]) -> b
         }
         Place::Spoilt => forget(index),
         Place::LongTail => {
-            if let Some(held) = Held::find(index) {
-                link_step(held, INSERTERS_SHARE, LONG_TAIL_BYTES);
+            for _ in 0..rows.len() {
+                if let Some(held) = Held::find(index) {
+                    link_step(held, INSERTERS_SHARE, LONG_TAIL_BYTES);
+                }
             }
         }
         Place::NewTail => return true,
@@ -99,39 +103,44 @@ enum Place {
     Spoilt,
 }
 
-/// Puts one record into its place, which may be ahead of others that are still to come.
-fn put(held: &Held, at: LogStart, tid: Tid, vector: &[f32]) -> Place {
+/// Puts successive records into their places, which may be ahead of others that are still to come.
+fn put(held: &Held, at: LogStart, rows: NewRows<'_>) -> Place {
     let slot = held.slot();
     let _lock = held.append_lock();
     let Some((generation, graph)) = held.graph(slot.active()) else { return Place::Spoilt };
-    let Some(row) = at.seq.checked_sub(generation.base()) else { return Place::Done };
+    let Some(first) = at.seq.checked_sub(generation.base()) else { return Place::Done };
+    let end = first.saturating_add(rows.len() as u64);
     let len = u64::from(graph.len());
-    if row >= len.saturating_add(AHEAD) || row >= u64::from(u32::MAX) {
+    if end > len.saturating_add(AHEAD) || end > u64::from(u32::MAX) {
         return Place::Behind;
     }
-    let row = row as u32;
-    if !held.make_room(slot.active(), generation, row) {
-        return Place::Done;
+    let tail = |graph: &Graph<'_, Chunks>| (graph.len() - graph.linked()) as usize;
+    let tail_before = tail(&graph);
+    for ((tid, vector), row) in rows.iter().zip(first as u32..) {
+        if !held.make_room(slot.active(), generation, row) {
+            return Place::Done;
+        }
+        if graph.put(row, label(tid), vector).is_err() {
+            return Place::Spoilt;
+        }
     }
     let is_searched = slot.was_searched_lately();
-    let coded = || match is_searched && is_behind(&graph, CODED_BLOCK) {
-        true => graph.encode(INSERTERS_BLOCKS),
-        false => Ok(()),
-    };
-    match graph.put(row, label(tid), vector).and_then(|()| coded()) {
-        Ok(()) if graph.len() > row => {
-            slot.set_last_block(at.block);
-            let tail = (graph.len() - graph.linked()) as usize;
-            if is_searched && tail > LONG_TAIL_BYTES / size_of_val(vector) {
-                Place::LongTail
-            } else if tail == SEARCHED_TAIL_BYTES / size_of_val(vector) + 1 {
-                Place::NewTail
-            } else {
-                Place::Done
-            }
-        }
-        Ok(()) => Place::Done,
-        Err(Corrupt) => Place::Spoilt,
+    let blocks = INSERTERS_BLOCKS + rows.len() as u32 / CODED_BLOCK;
+    if is_searched && is_behind(&graph, CODED_BLOCK) && graph.encode(blocks).is_err() {
+        return Place::Spoilt;
+    }
+    if u64::from(graph.len()) < end {
+        return Place::Done;
+    }
+    slot.set_last_block(at.block);
+    let (tail, bytes) = (tail(&graph), rows.dims() * size_of::<f32>());
+    let new_tail = SEARCHED_TAIL_BYTES / bytes;
+    if is_searched && tail > LONG_TAIL_BYTES / bytes {
+        Place::LongTail
+    } else if tail_before <= new_tail && tail > new_tail {
+        Place::NewTail
+    } else {
+        Place::Done
     }
 }
 

@@ -85,35 +85,86 @@ pub struct LogStart {
     pub seq: u64,
 }
 
+/// Rows to be appended, at least one, of as many dimensions as the index has.
+#[derive(Clone, Copy)]
+pub struct NewRows<'r> {
+    tids: &'r [Tid],
+    /// Row-major.
+    vectors: &'r [f32],
+    dims: usize,
+}
+
+impl<'r> NewRows<'r> {
+    /// One row.
+    pub fn one(tid: &'r Tid, vector: &'r [f32]) -> NewRows<'r> {
+        NewRows { tids: std::slice::from_ref(tid), vectors: vector, dims: vector.len() }
+    }
+
+    /// Several, row-major; none where there are none, or not as many vectors.
+    pub fn several(tids: &'r [Tid], vectors: &'r [f32]) -> Option<NewRows<'r>> {
+        let dims = vectors.len().checked_div(tids.len())?;
+        (dims * tids.len() == vectors.len()).then_some(NewRows { tids, vectors, dims })
+    }
+
+    /// The first so many, and the others if there are any.
+    pub fn split(self, at: usize) -> (NewRows<'r>, Option<NewRows<'r>>) {
+        let at = at.clamp(1, self.tids.len());
+        let (tids, other_tids) = self.tids.split_at(at);
+        let (vectors, other_vectors) = self.vectors.split_at(at * self.dims);
+        (NewRows { tids, vectors, ..self }, NewRows::several(other_tids, other_vectors))
+    }
+
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        self.tids.len()
+    }
+
+    /// Components of a vector.
+    pub fn dims(&self) -> usize {
+        self.dims
+    }
+
+    /// Row by row.
+    pub fn iter(&self) -> impl Iterator<Item = (Tid, &'r [f32])> {
+        self.tids.iter().copied().zip(self.vectors.chunks_exact(self.dims))
+    }
+
+    /// Bytes of a record.
+    fn record(&self) -> usize {
+        FRAME + self.dims * size_of::<f32>()
+    }
+}
+
 /// What an append leaves for its caller to act on.
 pub struct Appended {
-    /// Where to try first the next time; the page that the record ends on.
+    /// Where to try first the next time; the page that the last record ends on.
     pub hint: Hint,
-    /// The record's sequence number.
+    /// The first record's sequence number; those of others follow.
     pub seq: u64,
+    /// How many of the rows have been appended, one or more: those that were for the same page.
+    pub rows: usize,
     /// Pages of the log before and after, if this append added some.
     pub grown: Option<(u32, u32)>,
 }
 
-/// Appends a row. `vector` has the index's dimensions.
-pub fn append(index: Index, hint: Option<Hint>, tid: Tid, vector: &[f32]) -> Read<Appended> {
-    if FRAME + size_of_val(vector) <= ROOM {
+/// Appends as many of the rows as one page takes.
+pub fn append(index: Index, hint: Option<Hint>, rows: NewRows<'_>) -> Read<Appended> {
+    if rows.record() <= ROOM {
         if let Some(hint) = hint {
-            if let Some((hint, seq)) = append_to_last(index, hint, tid, vector)? {
-                return Ok(Appended { hint, seq, grown: None });
+            if let Some(appended) = append_to_last(index, hint, rows)? {
+                return Ok(appended);
             }
         }
     }
-    append_with_meta(index, tid, vector)
+    append_with_meta(index, rows)
 }
 
 /// Appends on the last page reached from `block`, if there is room and it is still the log's.
 fn append_to_last(
     index: Index,
     Hint { log_id, mut block, buffer }: Hint,
-    tid: Tid,
-    vector: &[f32],
-) -> Read<Option<(Hint, u64)>> {
+    rows: NewRows<'_>,
+) -> Read<Option<Appended>> {
     let recent = Cell::new(buffer);
     for _ in 0..MOST_FOLLOWED {
         pgrx::check_for_interrupts!();
@@ -123,18 +174,17 @@ fn append_to_last(
             block = tail.next;
             continue;
         }
-        let head = read_head(&page, vector.len())?;
-        if !has_room(&head, vector) {
-            return Ok(None);
-        }
-        push_record(index, &page, head, tid, vector);
-        return Ok(Some((Hint { log_id, block, buffer: recent.get() }, head.next_seq())));
+        let head = read_head(&page, rows.dims())?;
+        let Some(rows) = first_rows(rows, head.used as usize) else { return Ok(None) };
+        push_records(index, &page, head, rows);
+        let hint = Hint { log_id, block, buffer: recent.get() };
+        return Ok(Some(Appended { hint, seq: head.next_seq(), rows: rows.len(), grown: None }));
     }
     Ok(None)
 }
 
 /// Appends under the metapage's lock, on new pages if the last has no room.
-fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
+fn append_with_meta(index: Index, rows: NewRows<'_>) -> Read<Appended> {
     let meta_page = Locked::exclusive(index, META_BLOCK);
     let before = meta::read(&meta_page)?;
     let mut meta = before;
@@ -146,21 +196,26 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     if last_tail.next != NO_BLOCK {
         return Err(Fault::damaged(last.block(), "log link"));
     }
-    let last_head = read_head(&last, vector.len())?;
-    if has_room(&last_head, vector) {
-        push_record(index, &last, last_head, tid, vector);
+    let last_head = read_head(&last, rows.dims())?;
+    if let Some(rows) = first_rows(rows, last_head.used as usize) {
+        push_records(index, &last, last_head, rows);
         return Ok(Appended {
             hint: Hint { log_id: meta.log_id, block: last.block(), buffer: last.number() },
             seq: last_head.next_seq(),
+            rows: rows.len(),
             grown: None,
         });
     }
 
     let seq = last_head.next_seq();
-    let frame = RecordHead::new(seq, tid, vector);
-    let mut bytes = Vec::with_capacity(FRAME + size_of_val(vector));
-    bytes.extend_from_slice(bytemuck::bytes_of(&frame));
-    bytes.extend_from_slice(bytemuck::cast_slice(vector));
+    // One that is longer than a page has its pages for itself.
+    let rows = first_rows(rows, HEAD).unwrap_or_else(|| rows.split(1).0);
+    let count = rows.len() as u32;
+    let mut bytes = Vec::with_capacity(rows.len() * rows.record());
+    for ((tid, vector), seq) in rows.iter().zip(seq..) {
+        bytes.extend_from_slice(bytemuck::bytes_of(&RecordHead::new(seq, tid, vector)));
+        bytes.extend_from_slice(bytemuck::cast_slice(vector));
+    }
     let mut parts: Vec<&[u8]> = bytes.chunks(ROOM).collect();
 
     // The rest of a long record first, from its end, on pages nothing leads to yet.
@@ -188,7 +243,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     meta.log_pages = meta.log_pages.saturating_add(added);
     let mut record = Record::new();
     record.fill(&first, Tail { next, ..tail(Kind::Log, meta.log_id, 0) }, |image| {
-        fill_page(image, LogHead { first_seq: seq, count: 1, used: used as u32 }, whole);
+        fill_page(image, LogHead { first_seq: seq, count, used: used as u32 }, whole);
     });
     record.patch(&last, Patch::of_tail(Tail { next: first.block(), ..last_tail }));
     record.patch(&meta_page, meta::patch(&before, &meta));
@@ -196,6 +251,7 @@ fn append_with_meta(index: Index, tid: Tid, vector: &[f32]) -> Read<Appended> {
     Ok(Appended {
         hint: Hint { log_id: meta.log_id, block: meta.log_tail_block, buffer: end_buffer },
         seq,
+        rows: rows.len(),
         grown: Some((meta.log_pages - added, meta.log_pages)),
     })
 }
@@ -231,20 +287,25 @@ fn new_page(index: Index, meta: &mut MetaPayload) -> Read<Locked> {
     Ok(Locked::overwrite(index, block))
 }
 
-fn has_room(head: &LogHead, vector: &[f32]) -> bool {
-    head.used as usize + FRAME + size_of_val(vector) <= PAYLOAD
+/// Those of the rows that a page has room for of which so many bytes are in use.
+fn first_rows(rows: NewRows<'_>, used: usize) -> Option<NewRows<'_>> {
+    let count = PAYLOAD.saturating_sub(used) / rows.record();
+    (count > 0).then(|| rows.split(count).0)
 }
 
-/// Adds a record to a page that has room for it.
-fn push_record(index: Index, page: &Locked, mut head: LogHead, tid: Tid, vector: &[f32]) {
-    let frame = RecordHead::new(head.next_seq(), tid, vector);
+/// Adds records to a page that has room for them.
+fn push_records(index: Index, page: &Locked, head: LogHead, rows: NewRows<'_>) {
     let start = head.used as usize;
-    let end = start + FRAME + size_of_val(vector);
-    head.count += 1;
-    head.used = end as u32;
-    let mut patch = Patch::new(end, end - start + 3 * FRAME);
+    let end = start + rows.len() * rows.record();
+    let seqs = head.next_seq()..;
+    let head = LogHead { count: head.count + rows.len() as u32, used: end as u32, ..head };
+    let mut patch = Patch::new(end, end - start + (2 + rows.len()) * FRAME);
     patch.put(0, &[bytemuck::bytes_of(&head)]);
-    patch.put(start, &[bytemuck::bytes_of(&frame), bytemuck::cast_slice(vector)]);
+    let places = (start..).step_by(rows.record());
+    for ((place, seq), (tid, vector)) in places.zip(seqs).zip(rows.iter()) {
+        let frame = RecordHead::new(seq, tid, vector);
+        patch.put(place, &[bytemuck::bytes_of(&frame), bytemuck::cast_slice(vector)]);
+    }
     patch.commit(index, page);
 }
 

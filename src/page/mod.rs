@@ -42,7 +42,7 @@ pub use identity::Identity;
 pub use layout::{Kind, Tid};
 pub use log::{
     append, kill_rows as kill_log_rows, read as read_log, read_from as read_log_from, Appended,
-    Hint, LogEnd, LogStart,
+    Hint, LogEnd, LogStart, NewRows,
 };
 #[cfg(test)]
 pub use logged::Run;

@@ -24,6 +24,12 @@ impl Index {
         self.0
     }
 
+    /// Its number in the catalogue.
+    pub fn oid(self) -> pg_sys::Oid {
+        // SAFETY: the relation is open.
+        unsafe { (*self.0).rd_id }
+    }
+
     /// Its name, for messages.
     pub fn name(self) -> String {
         // SAFETY: the relation is open, so its pg_class row and the name in it are there.

@@ -1,0 +1,357 @@
+//! Statements that insert many rows: they reach the index a few pages at a time, and nobody can
+//! tell.
+
+use anyhow::{ensure, Result};
+use harness::cluster::Cluster;
+use harness::oracle::{compare, require_index_scan, require_quiet_log, DISTANCES};
+use postgres::Client;
+use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+const QUERY: &str = "[1,-1,0.5,0,2,0.1,1,1]";
+
+/// A table of vectors, and what its tests need: `made` makes a vector of a number, `agree` fails
+/// where an exact search of the index does not give the rows of a sequential scan, and returns how
+/// many they are.
+const SETUP: &str = "CREATE EXTENSION drift_pg;
+    CREATE TABLE t (id integer, e vector(8), extra integer DEFAULT 0);
+    CREATE INDEX ON t USING drift (e);
+    CREATE FUNCTION made(i integer) RETURNS vector IMMUTABLE LANGUAGE sql AS $$
+        SELECT (SELECT array_agg(sin(i * 0.37 + d * d * 1.7) * (1 + i % 5) ORDER BY d)
+                FROM generate_series(1, 8) d)::vector(8) $$;
+    CREATE FUNCTION ids(by_index boolean) RETURNS integer[] LANGUAGE plpgsql AS $$
+        DECLARE found integer[];
+        BEGIN
+            PERFORM set_config('drift.target_recall', '1', true),
+                set_config('enable_indexscan', by_index::text, true),
+                set_config('enable_sort', (NOT by_index)::text, true),
+                set_config('enable_seqscan', (NOT by_index)::text, true);
+            EXECUTE 'SELECT array_agg(id ORDER BY id)
+                     FROM (SELECT id FROM t ORDER BY e <-> made(7) LIMIT 100000) q' INTO found;
+            RETURN found;
+        END $$;
+    CREATE FUNCTION agree() RETURNS integer LANGUAGE plpgsql AS $$
+        DECLARE by_index integer[] := ids(true); one_by_one integer[] := ids(false);
+        BEGIN
+            IF by_index IS DISTINCT FROM one_by_one THEN
+                RAISE 'index: %, table: %', by_index, one_by_one;
+            END IF;
+            RETURN coalesce(cardinality(by_index), 0);
+        END $$;";
+
+fn start() -> Result<(Cluster, Client)> {
+    let cluster = Cluster::builder()
+        .conf("autovacuum", "off")
+        .conf("max_prepared_transactions", "4")
+        .start()?;
+    let mut client = cluster.connect()?;
+    client.batch_execute(SETUP)?;
+    client.batch_execute("SET enable_seqscan = off; SET enable_sort = off")?;
+    require_index_scan(&mut client, "SELECT id FROM t ORDER BY e <-> made(7) LIMIT 100000")?;
+    client.batch_execute("RESET enable_seqscan; RESET enable_sort")?;
+    Ok((cluster, client))
+}
+
+fn agree(client: &mut Client) -> Result<i32> {
+    Ok(client.query_one("SELECT agree()", &[])?.get(0))
+}
+
+fn judge(client: &mut Client, table: &str) -> Result<()> {
+    compare(client, table, DISTANCES[0], QUERY, Some(10))?;
+    compare(client, table, DISTANCES[0], QUERY, None)
+}
+
+/// Copies the rows with these numbers into the table.
+fn copy(client: &mut Client, table: &str, ids: impl Iterator<Item = i32>) -> Result<u64> {
+    let vector = client.prepare("SELECT made($1)::text")?;
+    let mut text = String::new();
+    for id in ids {
+        let vector: String = client.query_one(&vector, &[&id])?.get(0);
+        text.push_str(&format!("{id}\t{vector}\n"));
+    }
+    let mut writer = client.copy_in(&format!("COPY {table} (id, e) FROM STDIN"))?;
+    writer.write_all(text.as_bytes())?;
+    Ok(writer.finish()?)
+}
+
+#[test]
+fn many_rows_take_few_records() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute("CREATE TABLE plain (LIKE t)")?;
+    let mut records = |insert: &str| -> Result<u64> {
+        let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {insert}"), &[])?;
+        let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        let records = lines.iter().find_map(|line| {
+            line.split("records=").nth(1)?.split_whitespace().next()?.parse().ok()
+        });
+        records.ok_or_else(|| anyhow::anyhow!("no WAL in {lines:#?}"))
+    };
+    for change in [
+        "INSERT INTO t SELECT i, made(i) FROM generate_series(1, 2000) i",
+        "UPDATE t SET e = made(id + 1)",
+    ] {
+        let indexed = records(change)?;
+        let alone = records(&change.replace(" t ", " plain "))?;
+        ensure!((alone..alone + 500).contains(&indexed), "{indexed} records, {alone} of the table");
+    }
+    ensure!(agree(&mut client)? == 2000);
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn rows_are_found_by_whatever_runs_within_their_statement() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute(
+        "CREATE TABLE seen (kind text, rows integer);
+         CREATE FUNCTION look() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             IF NEW.id % 50 = 0 THEN INSERT INTO seen VALUES (TG_WHEN || TG_OP, agree()); END IF;
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER before BEFORE INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION look();
+         CREATE TRIGGER after AFTER INSERT OR UPDATE ON t FOR EACH ROW EXECUTE FUNCTION look();
+         INSERT INTO t SELECT i, made(i) FROM generate_series(1, 320) i;
+         UPDATE t SET e = made(id + 3) WHERE id <= 100",
+    )?;
+    copy(&mut client, "t", 1001..1200)?;
+    client.batch_execute(
+        "DROP TRIGGER before ON t; DROP TRIGGER after ON t;
+         INSERT INTO t SELECT i, made(i), CASE WHEN i % 40 = 0 THEN agree() END
+         FROM generate_series(2001, 2100) i",
+    )?;
+    for (kind, least, most) in [
+        ("BEFOREINSERT", 49, 518),
+        ("AFTERINSERT", 320, 519),
+        ("BEFOREUPDATE", 320, 320),
+        ("AFTERUPDATE", 320, 320),
+    ] {
+        let sql = "SELECT min(rows), max(rows) FROM seen WHERE kind = $1";
+        let row = client.query_one(sql, &[&kind])?;
+        let (fewest, greatest): (Option<i32>, Option<i32>) = (row.get(0), row.get(1));
+        ensure!(
+            (fewest, greatest.map(|rows| rows > most - 50)) == (Some(least), Some(true)),
+            "{kind}: {fewest:?} to {greatest:?}"
+        );
+    }
+    ensure!(agree(&mut client)? == 619);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn rows_of_a_transaction_are_found_by_its_later_statements() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute("BEGIN")?;
+    copy(&mut client, "t", 1..301)?;
+    ensure!(agree(&mut client)? == 300);
+    client.batch_execute(
+        "SAVEPOINT s; INSERT INTO t SELECT i, made(i) FROM generate_series(301, 700) i",
+    )?;
+    ensure!(agree(&mut client)? == 700);
+    client.batch_execute("ROLLBACK TO s")?;
+    ensure!(agree(&mut client)? == 300);
+    client.batch_execute("SAVEPOINT s; UPDATE t SET e = made(id + 9); RELEASE s")?;
+    ensure!(agree(&mut client)? == 300);
+    client.batch_execute("ROLLBACK; BEGIN")?;
+    copy(&mut client, "t", 1..301)?;
+    client.batch_execute("PREPARE TRANSACTION 'p'")?;
+    ensure!(agree(&mut client)? == 0);
+    client.batch_execute("COMMIT PREPARED 'p'")?;
+    ensure!(agree(&mut client)? == 300);
+    client.batch_execute(
+        "WITH new AS (INSERT INTO t SELECT i, made(i) FROM generate_series(401, 500) i RETURNING id)
+         SELECT count(*) FROM new;
+         WITH new AS (INSERT INTO t SELECT i, made(i) FROM generate_series(501, 600) i)
+         INSERT INTO t SELECT i, made(i) FROM generate_series(601, 700) i;
+         CREATE PROCEDURE several() LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO t SELECT i, made(i) FROM generate_series(801, 900) i;
+             COMMIT;
+             INSERT INTO t SELECT i, made(i) FROM generate_series(901, 1000) i;
+             ROLLBACK;
+             INSERT INTO t SELECT i, made(i) FROM generate_series(1001, 1100) i;
+         END $$",
+    )?;
+    client.batch_execute("CALL several()")?;
+    ensure!(agree(&mut client)? == 800);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn rows_of_a_failed_subtransaction_never_come() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute("INSERT INTO t SELECT i, made(i) FROM generate_series(1, 100) i")?;
+    let mut other = cluster.connect()?;
+    other.batch_execute("SELECT pg_advisory_lock(1)")?;
+    let failing = thread::spawn(move || -> Result<Client> {
+        // The statement fails with rows gathered, and its transaction goes on.
+        client.batch_execute(
+            "DO $$ BEGIN
+                 BEGIN
+                     INSERT INTO t SELECT i, made(i), 1 / (600 - i) FROM generate_series(501, 700) i;
+                 EXCEPTION WHEN division_by_zero THEN NULL;
+                 END;
+                 PERFORM pg_advisory_lock(1);
+                 INSERT INTO t SELECT i, made(i) FROM generate_series(801, 850) i;
+             END $$",
+        )?;
+        Ok(client)
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    while other.query_one(waits, &[])?.get::<_, i64>(0) == 0 {
+        ensure!(!failing.is_finished(), "it does not wait");
+        thread::sleep(Duration::from_millis(5));
+    }
+    // Others get their places.
+    other.batch_execute("VACUUM t")?;
+    other.batch_execute("INSERT INTO t SELECT i, made(i) FROM generate_series(901, 1100) i")?;
+    other.batch_execute("SELECT pg_advisory_unlock(1)")?;
+    let mut client = failing.join().expect("the thread does not panic")?;
+    let reused = client.query_one(
+        "SELECT count(*) FROM t WHERE id > 900 AND ctid IN (SELECT ctid FROM t WHERE id > 900
+         ORDER BY ctid LIMIT 10) AND ctid < (SELECT min(ctid) FROM t WHERE id BETWEEN 801 AND 850)",
+        &[],
+    )?;
+    ensure!(reused.get::<_, i64>(0) == 10, "nobody has got the places");
+    ensure!(agree(&mut client)? == 350);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn rows_of_subtransactions_within_a_statement_keep_apart() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute(
+        "CREATE FUNCTION more(i integer) RETURNS integer LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO t SELECT i * 1000 + j, made(i + j), 1 / (20 - j * (i % 2))
+             FROM generate_series(1, 30) j;
+             RETURN 1;
+         EXCEPTION WHEN division_by_zero THEN
+             INSERT INTO t SELECT i * 1000 + j, made(i + j) FROM generate_series(31, 33) j;
+             RETURN 0;
+         END $$;
+         INSERT INTO t SELECT i, made(i), more(i) FROM generate_series(1, 40) i",
+    )?;
+    ensure!(agree(&mut client)? == 40 + 20 * 30 + 20 * 3);
+    client.batch_execute("VACUUM t")?;
+    copy(&mut client, "t", 100..900)?;
+    ensure!(agree(&mut client)? == 700 + 800);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn a_copy_that_fails_leaves_nothing() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute("ALTER TABLE t ADD CHECK (id <> 1777)")?;
+    copy(&mut client, "t", 1..500)?;
+    copy(&mut client, "t", 1000..2000).expect_err("a row is refused");
+    ensure!(agree(&mut client)? == 499);
+    client.batch_execute("VACUUM t")?;
+    copy(&mut client, "t", 3000..4000)?;
+    ensure!(agree(&mut client)? == 1499);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn partitions_and_several_indexes_get_their_rows() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute(
+        "CREATE INDEX ON t USING drift (e vector_l1_ops);
+         CREATE INDEX ON t USING drift (e vector_cosine_ops) WHERE id % 2 = 0;
+         CREATE TABLE p (id integer, e vector(8)) PARTITION BY HASH (id)",
+    )?;
+    for part in 0..24 {
+        client.batch_execute(&format!(
+            "CREATE TABLE p{part} PARTITION OF p FOR VALUES WITH (MODULUS 24, REMAINDER {part})"
+        ))?;
+    }
+    client.batch_execute("CREATE INDEX ON p USING drift (e)")?;
+    copy(&mut client, "t", 1..900)?;
+    copy(&mut client, "p", 1..900)?;
+    client.batch_execute(
+        "INSERT INTO p SELECT i, made(i) FROM generate_series(1000, 1900) i;
+         UPDATE p SET id = id + 1, e = made(id + 5) WHERE id % 3 = 0",
+    )?;
+    judge(&mut client, "t")?;
+    for part in 0..24 {
+        judge(&mut client, &format!("p{part}"))?;
+    }
+    let rows: i64 = client.query_one("SELECT count(*) FROM p", &[])?.get(0);
+    ensure!(rows == 899 + 901);
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn errors_of_others_reach_their_client_whole() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    client.batch_execute(
+        "CREATE TABLE other (id integer CONSTRAINT only_one UNIQUE);
+         CREATE FUNCTION fails(i integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
+         BEGIN RAISE 'no' USING COLUMN = 'c', DETAIL = 'none', HINT = 'any', ERRCODE = 'AB123'; END $$",
+    )?;
+    let mut error = |sql: &str| match client.batch_execute(sql) {
+        Ok(()) => anyhow::bail!("{sql} is no error"),
+        Err(error) => error.as_db_error().cloned().ok_or(anyhow::anyhow!("{error}")),
+    };
+    // Of the executor, of a function that the planner calls, of utility statements.
+    let unique = error("INSERT INTO other SELECT 1 FROM generate_series(1, 2)")?;
+    ensure!(unique.constraint() == Some("only_one"), "{unique:?}");
+    ensure!(unique.table() == Some("other") && unique.schema() == Some("public"), "{unique:?}");
+    for sql in ["SELECT fails(1)", "SELECT fails(id) FROM generate_series(1, 3) id"] {
+        let raised = error(sql)?;
+        let context = raised.where_().unwrap_or_default();
+        ensure!(context.contains("fails(integer) line"), "{raised:?}");
+        ensure!((raised.code().code(), raised.column()) == ("AB123", Some("c")), "{raised:?}");
+        ensure!((raised.detail(), raised.hint()) == (Some("none"), Some("any")), "{raised:?}");
+    }
+    let context = |error: &postgres::error::DbError| error.where_().map(str::to_owned);
+    let inner = error("DO $$ BEGIN PERFORM 1 / (SELECT 0); END $$")?;
+    ensure!(context(&inner).is_some_and(|text| text.contains("inline_code_block")), "{inner:?}");
+    let cast = error("ALTER TABLE other ALTER id TYPE point")?;
+    ensure!(cast.hint().is_some(), "{cast:?}");
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn a_statement_goes_on_as_it_began_after_one_within_it_has_failed() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    // Rows of ON CONFLICT are speculative, and are appended at once, whatever runs in between.
+    client.batch_execute(
+        "CREATE UNIQUE INDEX ON t (id);
+         CREATE TABLE other (id integer UNIQUE);
+         CREATE FUNCTION fails(i integer) RETURNS integer LANGUAGE plpgsql AS $$
+         BEGIN
+             INSERT INTO other SELECT 1 FROM generate_series(1, 3);
+             RETURN 1;
+         EXCEPTION WHEN unique_violation THEN
+             RETURN 0;
+         END $$",
+    )?;
+    let records = |client: &mut Client, insert: &str| -> Result<usize> {
+        let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {insert}"), &[])?;
+        let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+        let text = lines.join(" ");
+        let number = text.split("records=").nth(1).and_then(|text| text.split(' ').next());
+        Ok(number.unwrap_or_default().parse()?)
+    };
+    let numbers = "FROM generate_series(1, 1000) i";
+    let at_once = format!("INSERT INTO t SELECT i, made(i) {numbers} ON CONFLICT DO NOTHING");
+    let first = records(&mut client, &at_once)?;
+    client.batch_execute("TRUNCATE t")?;
+    let failing = format!(
+        "INSERT INTO t SELECT i, made(i), CASE WHEN i = 500 THEN fails(i) END {numbers}
+         ON CONFLICT DO NOTHING"
+    );
+    let second = records(&mut client, &failing)?;
+    client.batch_execute("TRUNCATE t")?;
+    let gathered = records(&mut client, &format!("INSERT INTO t SELECT i, made(i) {numbers}"))?;
+    ensure!(first.abs_diff(second) < 100, "{first} records, and {second} with a failure");
+    ensure!(gathered + 800 < first, "{gathered} records together, {first} at once");
+    ensure!(agree(&mut client)? == 1000);
+    require_quiet_log(&cluster.log())
+}
