@@ -11,9 +11,10 @@
 //! | `validate` | `amvalidate` |
 //! | `functions` | what SQL can ask of an index: `drift_flush`, `drift_index_info` |
 //!
-//! `pending` has rows of a statement that are appended together. `backpressure` keeps logs short when they are written faster than they are flushed. `snapshot`
-//! keeps, for each backend, what its scans need of the current manifest; `log_rows` is what a scan
-//! was given of the log. `junk` spares the executor distances that nobody reads.
+//! `pending` has rows of a statement that are appended together. `backpressure` keeps logs short
+//! when they are written faster than they are flushed. `snapshot` keeps, for each backend, what its
+//! scans need of the current manifest; `log_rows` is what a scan was given of the log. `junk` spares
+//! the executor distances that nobody reads.
 
 mod backpressure;
 mod build;

@@ -1,7 +1,7 @@
 //! Statements that insert many rows: they reach the index a few pages at a time, and nobody can
 //! tell.
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use harness::cluster::Cluster;
 use harness::oracle::{compare, require_index_scan, require_quiet_log, DISTANCES};
 use postgres::Client;
@@ -42,6 +42,7 @@ const SETUP: &str = "CREATE EXTENSION drift_pg;
 
 fn start() -> Result<(Cluster, Client)> {
     let cluster = Cluster::builder()
+        .conf("shared_preload_libraries", "drift_pg")
         .conf("autovacuum", "off")
         .conf("max_prepared_transactions", "4")
         .start()?;
@@ -62,6 +63,14 @@ fn judge(client: &mut Client, table: &str) -> Result<()> {
     compare(client, table, DISTANCES[0], QUERY, None)
 }
 
+/// How many WAL records a statement writes, before its last rows are appended.
+fn records(client: &mut Client, statement: &str) -> Result<u64> {
+    let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {statement}"), &[])?;
+    let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
+    let number = |line: &String| line.split("records=").nth(1)?.split(' ').next()?.parse().ok();
+    lines.iter().find_map(number).with_context(|| format!("no records in {lines:#?}"))
+}
+
 /// Copies the rows with these numbers into the table.
 fn copy(client: &mut Client, table: &str, ids: impl Iterator<Item = i32>) -> Result<u64> {
     let vector = client.prepare("SELECT made($1)::text")?;
@@ -79,20 +88,12 @@ fn copy(client: &mut Client, table: &str, ids: impl Iterator<Item = i32>) -> Res
 fn many_rows_take_few_records() -> Result<()> {
     let (cluster, mut client) = start()?;
     client.batch_execute("CREATE TABLE plain (LIKE t)")?;
-    let mut records = |insert: &str| -> Result<u64> {
-        let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {insert}"), &[])?;
-        let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
-        let records = lines.iter().find_map(|line| {
-            line.split("records=").nth(1)?.split_whitespace().next()?.parse().ok()
-        });
-        records.ok_or_else(|| anyhow::anyhow!("no WAL in {lines:#?}"))
-    };
     for change in [
         "INSERT INTO t SELECT i, made(i) FROM generate_series(1, 2000) i",
         "UPDATE t SET e = made(id + 1)",
     ] {
-        let indexed = records(change)?;
-        let alone = records(&change.replace(" t ", " plain "))?;
+        let indexed = records(&mut client, change)?;
+        let alone = records(&mut client, &change.replace(" t ", " plain "))?;
         ensure!((alone..alone + 500).contains(&indexed), "{indexed} records, {alone} of the table");
     }
     ensure!(agree(&mut client)? == 2000);
@@ -294,6 +295,7 @@ fn errors_of_others_reach_their_client_whole() -> Result<()> {
          CREATE FUNCTION fails(i integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS $$
          BEGIN RAISE 'no' USING COLUMN = 'c', DETAIL = 'none', HINT = 'any', ERRCODE = 'AB123'; END $$",
     )?;
+    client.batch_execute("INSERT INTO other VALUES (1)")?;
     let mut error = |sql: &str| match client.batch_execute(sql) {
         Ok(()) => anyhow::bail!("{sql} is no error"),
         Err(error) => error.as_db_error().cloned().ok_or(anyhow::anyhow!("{error}")),
@@ -312,8 +314,8 @@ fn errors_of_others_reach_their_client_whole() -> Result<()> {
     let context = |error: &postgres::error::DbError| error.where_().map(str::to_owned);
     let inner = error("DO $$ BEGIN PERFORM 1 / (SELECT 0); END $$")?;
     ensure!(context(&inner).is_some_and(|text| text.contains("inline_code_block")), "{inner:?}");
-    let cast = error("ALTER TABLE other ALTER id TYPE point")?;
-    ensure!(cast.hint().is_some(), "{cast:?}");
+    let refused = error("ALTER TABLE other ADD CONSTRAINT named CHECK (id > 9)")?;
+    ensure!(refused.constraint() == Some("named"), "{refused:?}");
     require_quiet_log(&cluster.log())
 }
 
@@ -332,13 +334,6 @@ fn a_statement_goes_on_as_it_began_after_one_within_it_has_failed() -> Result<()
              RETURN 0;
          END $$",
     )?;
-    let records = |client: &mut Client, insert: &str| -> Result<usize> {
-        let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {insert}"), &[])?;
-        let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
-        let text = lines.join(" ");
-        let number = text.split("records=").nth(1).and_then(|text| text.split(' ').next());
-        Ok(number.unwrap_or_default().parse()?)
-    };
     let numbers = "FROM generate_series(1, 1000) i";
     let at_once = format!("INSERT INTO t SELECT i, made(i) {numbers} ON CONFLICT DO NOTHING");
     let first = records(&mut client, &at_once)?;

@@ -7,13 +7,12 @@
 //! Nobody can tell. A row is visible to others once its transaction has committed, and by then it
 //! has been appended: at the end of its statement, which is also before a later one of the same
 //! transaction looks. Within the statement, whatever may search the index (in a trigger, or a
-//! function) has the rows appended first: a scan, and a statement that parallel workers help with. A
-//! subtransaction's
-//! rows are appended before it commits and forgotten when it aborts, and those of the outer one
-//! when it begins: what is gathered always belongs to the current one. That matters, for the heap
-//! may give a row's TID to another once the (sub)transaction that inserted it has aborted, and from
-//! then on no record may come that has it. Before that it may not, but for speculative insertions,
-//! of INSERT ... ON CONFLICT, which are appended at once.
+//! function) has the rows appended first: a scan, and a statement that parallel workers help with.
+//! A subtransaction's rows are appended before it commits and forgotten when it aborts, and those
+//! of the outer one when it begins: what is gathered always belongs to the current one. That
+//! matters, for the heap may give a row's TID to another once the (sub)transaction that inserted
+//! it has aborted, and from then on no record may come that has it. Before that it may not, but
+//! for speculative insertions, of INSERT ... ON CONFLICT, which are appended at once.
 
 mod statement;
 

@@ -8,7 +8,6 @@ use super::{now, pace, shared};
 use pgrx::{pg_guard, pg_sys, PgList, PgTryBuilder};
 use std::ffi::{c_char, c_int, CStr};
 use std::panic::AssertUnwindSafe;
-use std::ptr::addr_of;
 use std::time::{Duration, Instant};
 
 /// How long workers may take to leave; the statement itself waits for some seconds more.
@@ -19,18 +18,30 @@ const NAP: Duration = Duration::from_millis(5);
 /// begun, connections wait for its lock.
 const LIMIT: i64 = 600_000_000;
 
-static mut NEXT: pg_sys::ProcessUtility_hook_type = None;
+type Utility = unsafe extern "C-unwind" fn(
+    *mut pg_sys::PlannedStmt,
+    *const c_char,
+    bool,
+    pg_sys::ProcessUtilityContext::Type,
+    pg_sys::ParamListInfo,
+    *mut pg_sys::QueryEnvironment,
+    *mut pg_sys::DestReceiver,
+    *mut pg_sys::QueryCompletion,
+);
+
+static mut NEXT: Utility = standard_ProcessUtility;
 
 /// Watches statements from now on.
 pub fn install() {
     // SAFETY: called once, from _PG_init, on the process's only thread.
     unsafe {
-        NEXT = pg_sys::ProcessUtility_hook;
+        NEXT = pg_sys::ProcessUtility_hook.unwrap_or(NEXT);
         pg_sys::ProcessUtility_hook = Some(process_utility);
     }
 }
 
-#[pg_guard]
+/// No guard is around statements that are none of ours, nor has this anything to drop: an error
+/// that passes through a guard loses its context and the name of its constraint.
 #[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
 unsafe extern "C-unwind" fn process_utility(
     statement: *mut pg_sys::PlannedStmt,
@@ -42,9 +53,52 @@ unsafe extern "C-unwind" fn process_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
+    // SAFETY: the statement is a parsed one, alive for the call. The hook that was there before, or
+    // else the server's own function, gets what we got.
+    unsafe {
+        let run: Utility = match is_of_databases((*statement).utilityStmt) {
+            true => process_exclusively,
+            false => NEXT,
+        };
+        run(statement, query, read_only, context, parameters, environment, destination, completion);
+    }
+}
+
+/// Whether a statement may be one that wants a database for itself.
+///
+/// # Safety
+/// `node` is a parse tree.
+unsafe fn is_of_databases(node: *const pg_sys::Node) -> bool {
+    // SAFETY: a node begins with its tag, which tells its type.
+    unsafe {
+        match (*node).type_ {
+            pg_sys::NodeTag::T_DropdbStmt
+            | pg_sys::NodeTag::T_CreatedbStmt
+            | pg_sys::NodeTag::T_AlterDatabaseStmt => true,
+            pg_sys::NodeTag::T_RenameStmt => {
+                (*node.cast::<pg_sys::RenameStmt>()).renameType
+                    == pg_sys::ObjectType::OBJECT_DATABASE
+            }
+            _ => false,
+        }
+    }
+}
+
+#[pg_guard]
+#[allow(clippy::too_many_arguments, reason = "PostgreSQL's signature")]
+unsafe extern "C-unwind" fn process_exclusively(
+    statement: *mut pg_sys::PlannedStmt,
+    query: *const c_char,
+    read_only: bool,
+    context: pg_sys::ProcessUtilityContext::Type,
+    parameters: pg_sys::ParamListInfo,
+    environment: *mut pg_sys::QueryEnvironment,
+    destination: *mut pg_sys::DestReceiver,
+    completion: *mut pg_sys::QueryCompletion,
+) {
     // SAFETY: the hook that was there before, or else the server's own function, gets what we got.
     let proceed = || unsafe {
-        let next = (*addr_of!(NEXT)).unwrap_or(standard_ProcessUtility);
+        let next = NEXT;
         pg_sys::ffi::pg_guard_ffi_boundary(|| {
             next(
                 statement,
@@ -102,7 +156,7 @@ struct Wanted {
 /// What database a statement wants for itself, if any.
 ///
 /// # Safety
-/// `node` is a parse tree, in a transaction.
+/// `node` is a parse tree that [`is_of_databases`], in a transaction.
 unsafe fn wanted_database(node: *mut pg_sys::Node) -> Option<Wanted> {
     // SAFETY: the tag tells what the node is; names in it are C strings.
     unsafe {
@@ -121,13 +175,7 @@ unsafe fn wanted_database(node: *mut pg_sys::Node) -> Option<Wanted> {
                 option(statement.options, c"tablespace")?;
                 (statement.dbname, false)
             }
-            pg_sys::NodeTag::T_RenameStmt => {
-                let statement = &*node.cast::<pg_sys::RenameStmt>();
-                if statement.renameType != pg_sys::ObjectType::OBJECT_DATABASE {
-                    return None;
-                }
-                (statement.subname, false)
-            }
+            pg_sys::NodeTag::T_RenameStmt => ((*node.cast::<pg_sys::RenameStmt>()).subname, false),
             _ => return None,
         };
         let database = pg_sys::get_database_oid(name, true);
