@@ -250,7 +250,7 @@ unsafe extern "C-unwind" fn subtransaction(
     // An inner one that failed to begin or to end has not told.
     let ends = || {
         BEGUN_IN.with_borrow_mut(|begun| {
-            let place = begun.iter().position(|(id, _)| *id == own)?;
+            let place = begun.iter().rposition(|(id, _)| *id == own)?;
             begun.drain(place..).next().map(|(_, manner)| manner)
         })
     };
