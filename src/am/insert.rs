@@ -48,33 +48,27 @@ pub unsafe extern "C-unwind" fn aminsert(
         return false;
     }
     if !pending::keep(index, tid, &vector) {
-        append_rows(index, NewRows::one(&tid, &vector), Haste::No);
+        append_rows(index, NewRows::one(&tid, &vector), |_| ());
     }
     false
 }
 
-/// Whether there is time to wait for a log that is full.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Haste {
-    /// There is.
-    No,
-    /// The transaction is about to do something else.
-    Yes,
-}
-
-/// Appends rows to the log, and sees to it that a log which that filled is flushed.
-pub fn append_rows(index: Index, rows: NewRows<'_>, haste: Haste) {
+/// Appends rows to the log, and sees to it that a log which that filled is flushed. `appended` is
+/// called with the number of those that have just been appended: what fails after that is no reason
+/// to append them again.
+pub fn append_rows(index: Index, rows: NewRows<'_>, mut appended: impl FnMut(usize)) {
     let mut left = Some(rows);
     while let Some(rows) = left {
         let memory = recall(index);
-        let appended = append(index, memory.hint, rows).or_raise(index);
-        let (rows, others) = rows.split(appended.rows);
+        let done = append(index, memory.hint, rows).or_raise(index);
+        appended(done.rows);
+        let (rows, others) = rows.split(done.rows);
         let announced = background::row_logged(index, memory.announced);
-        remember(index, Memory { hint: Some(appended.hint), announced, ..memory });
-        if memtable::publish(index, &appended, rows) {
+        remember(index, Memory { hint: Some(done.hint), announced, ..memory });
+        if memtable::publish(index, &done, rows) {
             background::announce_links();
         }
-        if let Some((before, after)) = appended.grown.filter(|_| haste == Haste::No) {
+        if let Some((before, after)) = done.grown {
             relieve(index, before, after);
         }
         left = others;

@@ -4,7 +4,6 @@
 //! delivers rows as [`crate::search`] finds them. If a page it needs has been given to something
 //! else, its view is outdated: it starts over on the newest one and skips what it has delivered.
 
-use super::insert::Haste;
 use super::log_rows::LogRows;
 use super::snapshot::{Snapshot, SnapshotRows, FEWEST_WANTED};
 use super::{options, pending};
@@ -98,7 +97,7 @@ pub unsafe extern "C-unwind" fn amrescan(
     orderbys: pg_sys::ScanKey,
     norderbys: std::ffi::c_int,
 ) {
-    pending::append_all(Haste::No);
+    pending::append_all();
     // SAFETY: `opaque` is ambeginscan's state. PostgreSQL passes as many order-by keys as it
     // announced and made room for; the argument of one is a vector, or null.
     unsafe {

@@ -350,3 +350,69 @@ fn a_statement_goes_on_as_it_began_after_one_within_it_has_failed() -> Result<()
     ensure!(agree(&mut client)? == 1000);
     require_quiet_log(&cluster.log())
 }
+
+#[test]
+fn rows_stay_when_appending_them_fails_within_a_subtransaction() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    // A scan has the rows around it appended, once it knows what it looks for; there it learns that
+    // it is cancelled.
+    client.batch_execute(
+        "CREATE FUNCTION cancels(v vector) RETURNS vector STABLE LANGUAGE sql AS $$
+             SELECT CASE WHEN pg_cancel_backend(pg_backend_pid()) THEN v END $$;
+         CREATE FUNCTION looks(i integer) RETURNS integer LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM id FROM t ORDER BY e <-> cancels(made(i)) LIMIT 1;
+             RETURN 0;
+         EXCEPTION WHEN query_canceled THEN
+             RETURN 1;
+         END $$;
+         SET enable_seqscan = off; SET enable_sort = off;
+         -- The planner is not to call it.
+         SET plan_cache_mode = force_generic_plan",
+    )?;
+    client.batch_execute(
+        "INSERT INTO t SELECT i, made(i), looks(i) FROM generate_series(1, 200) i",
+    )?;
+    let cancelled = client.query_one("SELECT count(*) FROM t WHERE extra = 1", &[])?;
+    ensure!(cancelled.get::<_, i64>(0) == 200, "not all were cancelled");
+    ensure!(agree(&mut client)? == 200);
+    judge(&mut client, "t")?;
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn serializable_readers_conflict_with_rows_that_wait_to_be_appended() -> Result<()> {
+    let (cluster, mut writer) = start()?;
+    writer.batch_execute(
+        "CREATE TABLE other (id integer);
+         INSERT INTO t SELECT i, made(i) FROM generate_series(1, 100) i;
+         ALTER DATABASE postgres SET default_transaction_isolation = serializable;
+         ALTER DATABASE postgres SET enable_seqscan = off",
+    )?;
+    let (mut writer, mut reader) = (cluster.connect()?, cluster.connect()?);
+    let mut holder = cluster.connect()?;
+    holder.batch_execute("SELECT pg_advisory_lock(2)")?;
+    writer.batch_execute("BEGIN; SELECT count(*) FROM other")?;
+    let writing = thread::spawn(move || -> Result<(), postgres::Error> {
+        // The first row is appended at once, far from where the reader looks.
+        writer.batch_execute(
+            "INSERT INTO t SELECT 200 + i, (array_fill(1000 / i ^ 9, '{8}'))::vector
+             FROM generate_series(1, 4) i
+             WHERE CASE WHEN i = 4 THEN pg_advisory_lock(2)::text IS NULL ELSE true END",
+        )?;
+        writer.batch_execute("COMMIT")
+    });
+    let waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+    while holder.query_one(waits, &[])?.get::<_, i64>(0) == 0 {
+        ensure!(!writing.is_finished(), "it does not wait");
+        thread::sleep(Duration::from_millis(5));
+    }
+    let nearest = "SELECT id FROM t ORDER BY e <-> '[0,0,0,0,0,0,0,0]' LIMIT 1";
+    require_index_scan(&mut reader, nearest)?;
+    reader.batch_execute(&format!("BEGIN; {nearest}; INSERT INTO other VALUES (1); COMMIT"))?;
+    holder.batch_execute("SELECT pg_advisory_unlock(2)")?;
+    let written = writing.join().expect("the thread does not panic");
+    let code = written.err().and_then(|error| error.code().map(|code| code.code().to_owned()));
+    ensure!(code.as_deref() == Some("40001"), "each has read what the other wrote: {code:?}");
+    require_quiet_log(&cluster.log())
+}

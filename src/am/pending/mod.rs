@@ -8,21 +8,22 @@
 //! has been appended: at the end of its statement, which is also before a later one of the same
 //! transaction looks. Within the statement, whatever may search the index (in a trigger, or a
 //! function) has the rows appended first: a scan, and a statement that parallel workers help with.
-//! A subtransaction's rows are appended before it commits and forgotten when it aborts, and those
-//! of the outer one when it begins: what is gathered always belongs to the current one. That
-//! matters, for the heap may give a row's TID to another once the (sub)transaction that inserted
-//! it has aborted, and from then on no record may come that has it. Before that it may not, but
-//! for speculative insertions, of INSERT ... ON CONFLICT, which are appended at once.
+//!
+//! What a subtransaction has gathered is forgotten when it aborts. That matters, for the heap may
+//! give a row's TID to another once the (sub)transaction that inserted it has aborted, and from
+//! then on no record may come that has it. Before that it may not, but for speculative insertions,
+//! of INSERT ... ON CONFLICT, which are appended at once. And a row leaves only once it has been
+//! appended: if that fails within a subtransaction, the transaction around it may yet go on.
 
 mod statement;
 
 pub use statement::watch_statements;
 
-use super::insert::{append_rows, Haste};
+use super::insert::append_rows;
 use crate::page::{Index, NewRows, Tid};
 use pgrx::pg_sys;
 use std::cell::RefCell;
-use std::mem::size_of;
+use std::mem::{size_of, take};
 
 /// Bytes of an index's vectors that are gathered: a few pages.
 const BATCH_BYTES: usize = 32 << 10;
@@ -34,9 +35,13 @@ const MOST_INDEXES: usize = 16;
 /// The rows gathered for an index.
 struct Batch {
     index: pg_sys::Oid,
+    dims: usize,
     tids: Vec<Tid>,
     /// Row-major.
     vectors: Vec<f32>,
+    /// For each row how many subtransactions it is in. Never fewer than the row before: while one
+    /// goes on, what is around it gathers nothing.
+    depths: Vec<usize>,
 }
 
 thread_local! {
@@ -49,55 +54,128 @@ pub fn keep(index: Index, tid: Tid, vector: &[f32]) -> bool {
     if size_of_val(vector) > LONGEST || !statement::gathers() {
         return false;
     }
-    let oid = index.oid();
+    let (oid, depth) = (index.oid(), statement::depth());
     let full = GATHERED.with_borrow_mut(|gathered| {
         let place = gathered.iter().position(|batch| batch.index == oid);
         let place = place.unwrap_or_else(|| {
-            gathered.push(Batch { index: oid, tids: Vec::new(), vectors: Vec::new() });
+            gathered.push(Batch::new(oid, vector.len()));
             gathered.len() - 1
         });
         let batch = &mut gathered[place];
         batch.tids.push(tid);
         batch.vectors.extend_from_slice(vector);
+        batch.depths.push(depth);
         let is_full = batch.vectors.len() * size_of::<f32>() >= BATCH_BYTES;
         is_full.then(|| gathered.swap_remove(place))
     });
-    if let Some(mut batch) = full {
-        batch.append(index, Haste::No);
-        GATHERED.with_borrow_mut(|gathered| gathered.push(batch));
+    if let Some(batch) = full {
+        Appending { batch, done: 0 }.append(index);
     } else if GATHERED.with_borrow(Vec::len) > MOST_INDEXES {
-        append_all(Haste::No);
+        append_all();
     }
     true
 }
 
 /// Appends all rows that have been gathered.
-pub fn append_all(haste: Haste) {
-    let gathered = GATHERED.take();
-    for mut batch in gathered.into_iter().filter(|batch| !batch.tids.is_empty()) {
+pub fn append_all() {
+    while let Some(batch) = GATHERED.with_borrow_mut(Vec::pop) {
+        if batch.tids.is_empty() {
+            continue;
+        }
         let lock = pg_sys::RowExclusiveLock as pg_sys::LOCKMODE;
+        let appending = Appending { batch, done: 0 };
         // SAFETY: the index is there, for its table is locked until the transaction ends. After an
         // error PostgreSQL closes it.
         unsafe {
-            let relation = pg_sys::index_open(batch.index, lock);
-            batch.append(Index::new(relation), haste);
+            let relation = pg_sys::index_open(appending.batch.index, lock);
+            appending.append(Index::new(relation));
             pg_sys::index_close(relation, lock);
         }
     }
 }
 
-/// Forgets all rows that have been gathered: they have been rolled back.
+/// A transaction has ended, and with it what it had gathered.
 fn forget_all() {
     GATHERED.with_borrow_mut(Vec::clear);
 }
 
-impl Batch {
-    /// Appends the rows, and keeps the room they took.
-    fn append(&mut self, index: Index, haste: Haste) {
-        if let Some(rows) = NewRows::several(&self.tids, &self.vectors) {
-            append_rows(index, rows, haste);
+/// What more than so many subtransactions had gathered has been rolled back.
+fn forget_beyond(depth: usize) {
+    GATHERED.with_borrow_mut(|gathered| {
+        for batch in gathered {
+            let kept = batch.depths.partition_point(|row| *row <= depth);
+            batch.truncate(kept);
         }
-        self.tids.clear();
-        self.vectors.clear();
+    });
+}
+
+/// What a subtransaction within so many others had gathered is theirs now.
+fn hand_over(depth: usize) {
+    GATHERED.with_borrow_mut(|gathered| {
+        gathered
+            .iter_mut()
+            .flat_map(|batch| &mut batch.depths)
+            .for_each(|row| *row = depth.min(*row));
+    });
+}
+
+impl Batch {
+    fn new(index: pg_sys::Oid, dims: usize) -> Batch {
+        Batch { index, dims, tids: Vec::new(), vectors: Vec::new(), depths: Vec::new() }
     }
+
+    fn truncate(&mut self, rows: usize) {
+        self.tids.truncate(rows);
+        self.vectors.truncate(rows * self.dims);
+        self.depths.truncate(rows);
+    }
+}
+
+/// A batch that is being appended. Dropped, by an error too, it is gathered again, without the rows
+/// that have been appended; of an empty one the room it took is of use.
+struct Appending {
+    batch: Batch,
+    done: usize,
+}
+
+impl Appending {
+    fn append(mut self, index: Index) {
+        let Appending { batch, done } = &mut self;
+        let rows = NewRows::several(&batch.tids, &batch.vectors);
+        rows.into_iter().for_each(|rows| append_rows(index, rows, |rows| *done += rows));
+        // Who has looked between the server's own check, when it handed out the row, and the append
+        // has not seen it.
+        // SAFETY: the relation is open. An error comes back as any other.
+        unsafe {
+            pg_sys::ffi::pg_guard_ffi_boundary(|| {
+                CheckForSerializableConflictIn(
+                    index.relation(),
+                    std::ptr::null_mut(),
+                    pg_sys::InvalidBlockNumber,
+                );
+            });
+        }
+    }
+}
+
+impl Drop for Appending {
+    fn drop(&mut self) {
+        let Batch { index, dims, tids, vectors, depths } = &mut self.batch;
+        let done = self.done.min(tids.len());
+        tids.drain(..done);
+        vectors.drain(..done * *dims);
+        depths.drain(..done);
+        let (tids, vectors, depths) = (take(tids), take(vectors), take(depths));
+        let batch = Batch { index: *index, dims: *dims, tids, vectors, depths };
+        GATHERED.with_borrow_mut(|gathered| gathered.push(batch));
+    }
+}
+
+extern "C-unwind" {
+    /// PostgreSQL's, of `storage/predicate.h`.
+    fn CheckForSerializableConflictIn(
+        relation: pg_sys::Relation,
+        tid: pg_sys::ItemPointer,
+        block: pg_sys::BlockNumber,
+    );
 }

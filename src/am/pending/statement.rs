@@ -1,7 +1,6 @@
 //! Which statements insert many rows, and when what has been gathered has to be appended.
 
-use super::{append_all, forget_all};
-use crate::am::insert::Haste;
+use super::{append_all, forget_all, forget_beyond, hand_over};
 use pgrx::{pg_guard, pg_sys};
 use std::cell::{Cell, RefCell};
 use std::ffi::{c_char, c_int, c_void};
@@ -35,6 +34,11 @@ pub fn gathers() -> bool {
         }
         Manner::Gather => true,
     }
+}
+
+/// How many subtransactions are under way.
+pub fn depth() -> usize {
+    BEGUN_IN.with_borrow(Vec::len)
 }
 
 /// PostgreSQL's functions, and no guard around them: an error that passes through one is put together
@@ -110,7 +114,7 @@ pub fn watch_statements() {
 /// Appends what has been gathered, with a guard around what is ours.
 #[pg_guard]
 extern "C-unwind" fn append_gathered() {
-    append_all(Haste::No);
+    append_all();
 }
 
 /// A statement begins. Its scans see to what one around it has gathered by themselves, but those of
@@ -228,9 +232,11 @@ unsafe fn copies_in(node: *const pg_sys::Node) -> bool {
 unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _argument: *mut c_void) {
     match event {
         pg_sys::XactEvent::XACT_EVENT_PRE_COMMIT | pg_sys::XactEvent::XACT_EVENT_PRE_PREPARE => {
-            append_all(Haste::Yes);
+            append_all();
         }
-        pg_sys::XactEvent::XACT_EVENT_ABORT => {
+        pg_sys::XactEvent::XACT_EVENT_COMMIT
+        | pg_sys::XactEvent::XACT_EVENT_PREPARE
+        | pg_sys::XactEvent::XACT_EVENT_ABORT => {
             forget_all();
             MANNER.set(Manner::Each);
             BEGUN_IN.with_borrow_mut(Vec::clear);
@@ -239,6 +245,7 @@ unsafe extern "C-unwind" fn transaction(event: pg_sys::XactEvent::Type, _argumen
     }
 }
 
+/// Nothing here can fail: who begins a subtransaction is not prepared for that.
 #[pg_guard]
 unsafe extern "C-unwind" fn subtransaction(
     event: pg_sys::SubXactEvent::Type,
@@ -246,29 +253,33 @@ unsafe extern "C-unwind" fn subtransaction(
     _parent: pg_sys::SubTransactionId,
     _argument: *mut c_void,
 ) {
-    use pg_sys::SubXactEvent as Event;
-    // An inner one that failed to begin or to end has not told.
+    // The subtransactions around this one, and the manner of the statement it began in. An inner one
+    // that failed to begin or to end has not told. One that began before the library was loaded is
+    // not known, and around all that are.
     let ends = || {
         BEGUN_IN.with_borrow_mut(|begun| {
-            let place = begun.iter().rposition(|(id, _)| *id == own)?;
-            begun.drain(place..).next().map(|(_, manner)| manner)
+            let around = begun.iter().rposition(|(id, _)| *id == own);
+            let manner = around.map_or(Manner::Each, |around| begun[around].1);
+            begun.truncate(around.unwrap_or(0));
+            (around, manner)
         })
     };
     match event {
-        Event::SUBXACT_EVENT_START_SUB => {
+        pg_sys::SubXactEvent::SUBXACT_EVENT_START_SUB => {
             BEGUN_IN.with_borrow_mut(|begun| begun.push((own, MANNER.get())));
-            append_all(Haste::Yes);
         }
-        Event::SUBXACT_EVENT_PRE_COMMIT_SUB => append_all(Haste::Yes),
-        Event::SUBXACT_EVENT_COMMIT_SUB => {
-            ends();
+        pg_sys::SubXactEvent::SUBXACT_EVENT_COMMIT_SUB => {
+            let (around, _) = ends();
+            hand_over(around.unwrap_or(0));
         }
-        Event::SUBXACT_EVENT_ABORT_SUB => {
-            forget_all();
-            // The statements that failed with it did not get to say that they ended.
-            if let Some(manner) = ends() {
-                MANNER.set(manner);
+        pg_sys::SubXactEvent::SUBXACT_EVENT_ABORT_SUB => {
+            let (around, manner) = ends();
+            match around {
+                Some(around) => forget_beyond(around),
+                None => forget_all(),
             }
+            // The statements that failed with it did not get to say that they ended.
+            MANNER.set(manner);
         }
         _ => {}
     }
