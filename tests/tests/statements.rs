@@ -352,13 +352,11 @@ fn a_statement_goes_on_as_it_began_after_one_within_it_has_failed() -> Result<()
 }
 
 #[test]
-fn rows_stay_when_appending_them_fails_within_a_subtransaction() -> Result<()> {
+fn rows_outlive_a_cancelled_scan_within_their_statement() -> Result<()> {
     let (cluster, mut client) = start()?;
-    // A scan has the rows around it appended, once it knows what it looks for; there it learns that
-    // it is cancelled.
     client.batch_execute(
-        "CREATE FUNCTION cancels(v vector) RETURNS vector STABLE LANGUAGE sql AS $$
-             SELECT CASE WHEN pg_cancel_backend(pg_backend_pid()) THEN v END $$;
+        "CREATE FUNCTION cancels(v vector) RETURNS vector STABLE LANGUAGE plpgsql AS $$
+             BEGIN RETURN CASE WHEN pg_cancel_backend(pg_backend_pid()) THEN v END; END $$;
          CREATE FUNCTION looks(i integer) RETURNS integer LANGUAGE plpgsql AS $$
          BEGIN
              PERFORM id FROM t ORDER BY e <-> cancels(made(i)) LIMIT 1;

@@ -179,3 +179,59 @@ extern "C-unwind" {
         block: pg_sys::BlockNumber,
     );
 }
+
+#[cfg(feature = "pg_test")]
+#[pgrx::pg_schema]
+mod tests {
+    use super::*;
+    use pgrx::prelude::*;
+    use pgrx::PgTryBuilder;
+
+    fn gathered() -> Vec<(Vec<Tid>, Vec<f32>, Vec<usize>)> {
+        GATHERED.with_borrow(|gathered| {
+            let parts =
+                |batch: &Batch| (batch.tids.clone(), batch.vectors.clone(), batch.depths.clone());
+            gathered.iter().map(parts).collect()
+        })
+    }
+
+    #[pg_test]
+    fn rows_whose_append_fails_stay_and_go_with_their_subtransaction() {
+        let tids: Vec<Tid> = (1..=4).map(|nth| Tid::new(7, nth)).collect();
+        let vectors: Vec<f32> = (0..8u8).map(f32::from).collect();
+        // No index has this number.
+        let batch = Batch {
+            index: pg_sys::Oid::from(1),
+            dims: 2,
+            tids: tids.clone(),
+            vectors: vectors.clone(),
+            depths: vec![0, 1, 1, 2],
+        };
+        GATHERED.with_borrow_mut(|gathered| gathered.push(batch));
+        let fails = || {
+            append_all();
+            false
+        };
+        assert!(PgTryBuilder::new(fails).catch_others(|_| true).execute());
+        assert_eq!(gathered(), [(tids.clone(), vectors.clone(), vec![0, 1, 1, 2])]);
+
+        // The innermost subtransaction commits, and that around it aborts.
+        hand_over(1);
+        assert_eq!(gathered(), [(tids.clone(), vectors.clone(), vec![0, 1, 1, 1])]);
+        forget_beyond(0);
+        assert_eq!(gathered(), [(tids[..1].to_vec(), vectors[..2].to_vec(), vec![0])]);
+        forget_all();
+    }
+
+    #[pg_test]
+    fn rows_that_have_been_appended_are_gone() {
+        let tids: Vec<Tid> = (1..=3).map(|nth| Tid::new(7, nth)).collect();
+        let mut batch = Batch::new(pg_sys::Oid::from(1), 1);
+        batch.tids = tids.clone();
+        batch.vectors = vec![1.0, 2.0, 3.0];
+        batch.depths = vec![0; 3];
+        drop(Appending { batch, done: 2 });
+        assert_eq!(gathered(), [(tids[2..].to_vec(), vec![3.0], vec![0])]);
+        forget_all();
+    }
+}
