@@ -255,6 +255,8 @@ pub fn cargo_pgrx() -> Result<()> {
     let mut command = cargo();
     command.args(["install", "cargo-pgrx", "--version", &format!("={PGRX}"), "--locked"]);
     command.args(["--force", "--root"]).arg(tools());
+    // It is run a few times, for a second each: to optimise it takes minutes.
+    command.arg("--debug").env("CARGO_PROFILE_DEV_DEBUG", "0");
     command.env("CARGO_TARGET_DIR", tools().join("build"));
     watched(&mut command, |line| progress.note(line))?;
     ensure!(has_cargo_pgrx(), "cargo-pgrx {PGRX} has been built, and yet `cargo pgrx` is another");
