@@ -63,12 +63,13 @@ fn judge(client: &mut Client, table: &str) -> Result<()> {
     compare(client, table, DISTANCES[0], QUERY, None)
 }
 
-/// How many WAL records a statement writes, before its last rows are appended.
-fn records(client: &mut Client, statement: &str) -> Result<u64> {
+/// How many WAL `records` or `bytes` a statement says that it has written.
+fn written(client: &mut Client, what: &str, statement: &str) -> Result<u64> {
     let plan = client.query(&format!("EXPLAIN (ANALYZE, WAL) {statement}"), &[])?;
     let lines: Vec<String> = plan.iter().map(|row| row.get(0)).collect();
-    let number = |line: &String| line.split("records=").nth(1)?.split(' ').next()?.parse().ok();
-    lines.iter().find_map(number).with_context(|| format!("no records in {lines:#?}"))
+    let what = format!("{what}=");
+    let number = |line: &String| line.split(&what).nth(1)?.split(' ').next()?.parse().ok();
+    lines.iter().find_map(number).with_context(|| format!("no {what} in {lines:#?}"))
 }
 
 /// Copies the rows with these numbers into the table.
@@ -92,11 +93,32 @@ fn many_rows_take_few_records() -> Result<()> {
         "INSERT INTO t SELECT i, made(i) FROM generate_series(1, 2000) i",
         "UPDATE t SET e = made(id + 1)",
     ] {
-        let indexed = records(&mut client, change)?;
-        let alone = records(&mut client, &change.replace(" t ", " plain "))?;
+        let indexed = written(&mut client, "records", change)?;
+        let alone = written(&mut client, "records", &change.replace(" t ", " plain "))?;
         ensure!((alone..alone + 500).contains(&indexed), "{indexed} records, {alone} of the table");
     }
     ensure!(agree(&mut client)? == 2000);
+    require_quiet_log(&cluster.log())
+}
+
+#[test]
+fn the_last_rows_are_on_the_account_of_their_statement() -> Result<()> {
+    let (cluster, mut client) = start()?;
+    let position = "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint";
+    for change in [
+        "INSERT INTO t SELECT i, made(i) FROM generate_series(1, 200) i",
+        "UPDATE t SET e = made(id + 1)",
+    ] {
+        client.batch_execute("BEGIN")?;
+        let begun: i64 = client.query_one(position, &[])?.get(0);
+        let told = written(&mut client, "bytes", change)?;
+        let ended: i64 = client.query_one(position, &[])?.get(0);
+        client.batch_execute("COMMIT")?;
+        // WAL's pages have headers, and records are aligned.
+        let all = u64::try_from(ended - begun)?;
+        ensure!((all * 9 / 10..=all).contains(&told), "{told} of {all} bytes: {change}");
+    }
+    ensure!(agree(&mut client)? == 200);
     require_quiet_log(&cluster.log())
 }
 
@@ -336,15 +358,16 @@ fn a_statement_goes_on_as_it_began_after_one_within_it_has_failed() -> Result<()
     )?;
     let numbers = "FROM generate_series(1, 1000) i";
     let at_once = format!("INSERT INTO t SELECT i, made(i) {numbers} ON CONFLICT DO NOTHING");
-    let first = records(&mut client, &at_once)?;
+    let first = written(&mut client, "records", &at_once)?;
     client.batch_execute("TRUNCATE t")?;
     let failing = format!(
         "INSERT INTO t SELECT i, made(i), CASE WHEN i = 500 THEN fails(i) END {numbers}
          ON CONFLICT DO NOTHING"
     );
-    let second = records(&mut client, &failing)?;
+    let second = written(&mut client, "records", &failing)?;
     client.batch_execute("TRUNCATE t")?;
-    let gathered = records(&mut client, &format!("INSERT INTO t SELECT i, made(i) {numbers}"))?;
+    let gathered =
+        written(&mut client, "records", &format!("INSERT INTO t SELECT i, made(i) {numbers}"))?;
     ensure!(first.abs_diff(second) < 100, "{first} records, and {second} with a failure");
     ensure!(gathered + 800 < first, "{gathered} records together, {first} at once");
     ensure!(agree(&mut client)? == 1000);

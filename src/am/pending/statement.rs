@@ -47,8 +47,8 @@ pub fn depth() -> usize {
 /// drop, and the end of the (sub)transaction puts right what they have not.
 mod unguarded {
     use pgrx::pg_sys::{
-        DestReceiver, ParamListInfo, PlannedStmt, ProcessUtilityContext, QueryCompletion,
-        QueryDesc, QueryEnvironment, ScanDirection,
+        DestReceiver, Instrumentation, ParamListInfo, PlannedStmt, ProcessUtilityContext,
+        QueryCompletion, QueryDesc, QueryEnvironment, ScanDirection,
     };
     use std::ffi::{c_char, c_int};
 
@@ -61,6 +61,8 @@ mod unguarded {
             once: bool,
         );
         pub fn standard_ExecutorFinish(query: *mut QueryDesc);
+        pub fn InstrStartNode(account: *mut Instrumentation);
+        pub fn InstrStopNode(account: *mut Instrumentation, rows: f64);
         pub fn standard_ProcessUtility(
             statement: *mut PlannedStmt,
             text: *const c_char,
@@ -143,9 +145,30 @@ unsafe extern "C-unwind" fn run(
         let around = MANNER.replace(if gathers { Manner::First } else { Manner::Each });
         RUN(query, direction, count, once);
         if gathers {
-            append_gathered();
+            append_last(query);
         }
         MANNER.set(around);
+    }
+}
+
+/// Appends what a statement's run has left, on its account and on that of the node that inserts:
+/// EXPLAIN and pg_stat_statements tell of it as of the rows before.
+///
+/// # Safety
+/// The statement has run, and has not ended.
+unsafe fn append_last(query: *const pg_sys::QueryDesc) {
+    // SAFETY: what is there of a statement's plan and accounts stays until its end. No account is
+    // open: each is for the time of a call.
+    unsafe {
+        let node = (*query).planstate.as_ref().map_or(null_mut(), |node| node.instrument);
+        let accounts = [(*query).totaltime, node];
+        for account in accounts.into_iter().filter(|account| !account.is_null()) {
+            unguarded::InstrStartNode(account);
+        }
+        append_gathered();
+        for account in accounts.into_iter().filter(|account| !account.is_null()) {
+            unguarded::InstrStopNode(account, 0.0);
+        }
     }
 }
 
