@@ -95,21 +95,23 @@ fn parse(literal: &CStr) -> Result<Vec<f32>, VectorError> {
 /// Reads the number that begins at `at`; returns it and where it ends, or None if none begins.
 ///
 /// Accepts what `strtof` accepts, as float4 does. Almost all numbers are plain decimals and are
-/// read by the faster parser of the standard library; both round correctly.
+/// read by a faster parser; both round correctly.
+#[inline]
 fn number(text: &[u8], at: usize) -> Result<Option<(f32, usize)>, VectorError> {
     let rest = text.get(at..).unwrap_or_default();
-    let decimal = rest
-        .iter()
-        .position(|b| !matches!(b, b'0'..=b'9' | b'+' | b'-' | b'.' | b'e' | b'E'))
-        .unwrap_or(rest.len());
-    if matches!(byte(rest, decimal), b',' | b']') || is_space(byte(rest, decimal)) {
-        let token = rest.get(..decimal).and_then(|token| std::str::from_utf8(token).ok());
-        match token.and_then(|token| token.parse::<f32>().ok()) {
-            Some(value) if value.is_finite() => return Ok(Some((value, at + decimal))),
-            _ => {}
+    if let Ok((value, length)) = fast_float2::parse_partial::<f32, _>(rest) {
+        let next = byte(rest, length);
+        if value.is_finite() && (matches!(next, b',' | b']') || is_space(next)) {
+            return Ok(Some((value, at + length)));
         }
     }
+    number_of_any_form(text, at)
+}
 
+/// Reads a number that the faster parser has not, or not to its end.
+#[cold]
+fn number_of_any_form(text: &[u8], at: usize) -> Result<Option<(f32, usize)>, VectorError> {
+    let rest = text.get(at..).unwrap_or_default();
     let Ok(tail) = CStr::from_bytes_until_nul(rest) else { return Ok(None) };
     let mut end: *mut c_char = ptr::null_mut();
     // SAFETY: `tail` ends with a zero; strtof sets `end` to a place within it.
@@ -154,6 +156,8 @@ fn is_space(byte: u8) -> bool {
 #[cfg(test)]
 mod unit {
     use super::*;
+    use rand::{rngs::SmallRng, Rng, SeedableRng};
+    use std::ffi::CString;
 
     fn syntax(literal: &str, detail: Option<&'static str>) -> Result<Vec<f32>, VectorError> {
         Err(VectorError::Syntax { literal: literal.into(), detail })
@@ -193,6 +197,32 @@ mod unit {
     }
 
     #[test]
+    fn any_decimal_is_what_strtof_makes_of_it() {
+        let mut rng = SmallRng::seed_from_u64(1);
+        for _ in 0..100_000 {
+            let mut digits = |most: usize| -> String {
+                let count = rng.random_range(0..=most);
+                (0..count).map(|_| char::from(rng.random_range(b'0'..=b'9'))).collect()
+            };
+            let (whole, fraction) = (digits(12), digits(25));
+            let sign = ["", "-", "+"][rng.random_range(0..3)];
+            let exponent = match rng.random_range(-60..60) {
+                small @ -48..36 => format!("e{small}"),
+                _ => String::new(),
+            };
+            let number = CString::new(format!("{sign}{whole}.{fraction}{exponent}")).unwrap();
+            let text = CString::new(format!("[{}]", number.to_str().unwrap())).unwrap();
+            // SAFETY: the text ends with a zero, and nobody asks where the number ends.
+            let float = unsafe { libc::strtof(number.as_ptr(), ptr::null_mut()) };
+            match parse(&text) {
+                Ok(read) => assert_eq!(read[0].to_bits(), float.to_bits(), "{number:?}"),
+                Err(VectorError::OutOfRange(_)) => assert!(float.is_infinite(), "{number:?}"),
+                Err(_) => assert!(whole.is_empty() && fraction.is_empty(), "{number:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn not_a_vector() {
         let start = Some("Vector contents must start with \"[\".");
         let junk = Some("Junk after closing right brace.");
@@ -218,7 +248,7 @@ mod unit {
             ("[1]x", junk),
             ("[1] ]", junk),
         ] {
-            let text = std::ffi::CString::new(literal).unwrap();
+            let text = CString::new(literal).unwrap();
             assert_eq!(parse(&text), syntax(literal, detail), "{literal:?}");
         }
         assert_eq!(parse(c"[]"), Err(VectorError::NoDimensions));
@@ -227,7 +257,7 @@ mod unit {
 
     #[test]
     fn most_dimensions() {
-        let text = |n: usize| std::ffi::CString::new(format!("[{}1]", "1,".repeat(n - 1))).unwrap();
+        let text = |n: usize| CString::new(format!("[{}1]", "1,".repeat(n - 1))).unwrap();
         assert_eq!(parse(&text(MAX_DIM)).map(|v| v.len()), Ok(MAX_DIM));
         assert_eq!(parse(&text(MAX_DIM + 1)), Err(VectorError::TooManyDimensions));
     }
